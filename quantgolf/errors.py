@@ -1,0 +1,17 @@
+"""The few exceptions quantgolf raises on purpose; each message names the value, the expectation, the remedy."""
+
+
+class QuantGolfError(Exception):
+    """Bad input or a state quantgolf refuses to go on from; the command line exits with 2."""
+
+    exit_code = 2
+
+
+class FormatError(QuantGolfError):
+    """A file is not a quantgolf blob, is damaged, or asks for more than the reader permits."""
+
+
+class BudgetError(QuantGolfError):
+    """A byte budget cannot be met; the message carries the nearest reachable size. Exits with 3."""
+
+    exit_code = 3
