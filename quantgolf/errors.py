@@ -12,6 +12,10 @@ class FormatError(QuantGolfError):
 
 
 class BudgetError(QuantGolfError):
-    """A byte budget cannot be met; the message carries the nearest reachable size. Exits with 3."""
+    """A byte budget cannot be met; `nearest` is the smallest size that can. The command line exits with 3."""
 
     exit_code = 3
+
+    def __init__(self, message: str, nearest: int) -> None:
+        super().__init__(message)
+        self.nearest = nearest

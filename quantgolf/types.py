@@ -84,7 +84,8 @@ class QTensor:
 
     def dequantize(self) -> Tensor:
         """The weight these codes stand for, [N, K] fp32."""
-        return dequantize(self.codes, self.steps.row, self.steps.column)
+        weight: Tensor = dequantize(self.codes, self.steps.row, self.steps.column)
+        return weight
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,5 @@
+"""Calibration: run text through the model and keep what each weight's inputs and outputs look like."""
+
+from quantgolf.calibrate.collect import collect
+
+__all__ = ["collect"]

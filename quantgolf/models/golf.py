@@ -79,7 +79,8 @@ class Attention(nn.Module):
         group = self.heads // self.kv_heads
         k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
         y = F.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, is_causal=True)
-        return self.o(y.transpose(1, 2).reshape(batch, length, dim))  # type: ignore[no-any-return]
+        out: Tensor = self.o(y.transpose(1, 2).reshape(batch, length, dim))
+        return out
 
 
 class Block(nn.Module):
@@ -94,7 +95,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         dim = x.shape[-1]
         x = x + self.attn_scale * self.attn(F.rms_norm(x, (dim,)), cos, sin)
-        return x + self.mlp_scale * self.down(F.relu(self.up(F.rms_norm(x, (dim,)))).square())
+        out: Tensor = x + self.mlp_scale * self.down(F.relu(self.up(F.rms_norm(x, (dim,)))).square())
+        return out
 
 
 class Golf(nn.Module):

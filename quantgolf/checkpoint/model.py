@@ -1,0 +1,102 @@
+"""Modules to put checkpoints into: the reference family from its card, or anybody's `script.py:factory`."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from quantgolf.errors import QuantGolfError
+from quantgolf.models.golf import Golf, GolfConfig
+
+
+def build_model(model: str | Path) -> nn.Module:
+    """The module named by `model`, in evaluation mode on the CPU, with whatever weights it starts from.
+
+    Args:
+        model: a card (`card.json`, or the folder that holds it) of the reference family, or
+            `path/to/script.py:factory`, where `factory()` returns an `nn.Module` whose `forward(tokens)`
+            gives logits. A script is executed: name only your own.
+
+    Raises:
+        QuantGolfError: no such file or factory, a card of another family, or a factory that fails.
+    """
+    text = str(model)
+    path, colon, factory = text.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _from_script(Path(path), factory)
+    return module_from_description(_read_card(Path(text)))
+
+
+def describe_model(model: str | Path | nn.Module) -> dict[str, Any] | None:
+    """What a file stores to rebuild the module: the card's family and config; None where the user brings it."""
+    if isinstance(model, Golf):
+        return {"family": "golf", "config": vars(model.config).copy()}
+    if isinstance(model, nn.Module) or ".py:" in str(model):
+        return None
+    card = _read_card(Path(model))
+    return {"family": card["family"], "config": card["config"]}
+
+
+def module_from_description(description: dict[str, Any]) -> nn.Module:
+    """The reference model a card or a compressed file describes.
+
+    Raises:
+        QuantGolfError: another family, or a config that does not fit it.
+    """
+    family, config = description.get("family"), description.get("config")
+    if family != "golf" or not isinstance(config, dict):
+        raise QuantGolfError(
+            f"model family {family!r} is unknown, expected 'golf' with its config; "
+            "give the module with --model path/to/script.py:factory"
+        )
+    try:
+        return Golf(GolfConfig(**config)).eval()
+    except (TypeError, RuntimeError, OverflowError) as error:
+        raise QuantGolfError(f"golf config {config}: {error}; expected the fields of GolfConfig") from error
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    if path.is_dir():
+        path = path / "card.json"
+    try:
+        card = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise QuantGolfError(
+            f"model {path}: {error.strerror}, expected a card.json or path/to/script.py:factory"
+        ) from error
+    except ValueError as error:
+        raise QuantGolfError(f"model {path}: not JSON ({error}), expected a card.json") from error
+    if not isinstance(card, dict) or "family" not in card:
+        raise QuantGolfError(f"model {path}: no 'family' in it, expected a card with 'family' and 'config'")
+    return card
+
+
+def _from_script(path: Path, factory: str) -> nn.Module:
+    if not path.is_file():
+        raise QuantGolfError(f"model script {path}: no such file, expected path/to/script.py:factory")
+    name = f"quantgolf_script_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    sys.modules[name] = script  # dataclasses and torch look a class's module up by name
+    try:
+        spec.loader.exec_module(script)
+    except Exception as error:  # whatever the user's own code raises
+        raise QuantGolfError(
+            f"model script {path}: {type(error).__name__}: {error}; it has to import and define {factory}()"
+        ) from error
+    build = getattr(script, factory, None)
+    if not callable(build):
+        raise QuantGolfError(f"model script {path}: has no function {factory!r}, expected one that returns a module")
+    try:
+        module = build()
+    except Exception as error:  # whatever the user's own code raises
+        raise QuantGolfError(f"model script {path}: {factory}() failed, {type(error).__name__}: {error}") from error
+    if not isinstance(module, nn.Module):
+        raise QuantGolfError(
+            f"model script {path}: {factory}() returned {type(module).__name__}, expected a torch.nn.Module"
+        )
+    return module.eval()
