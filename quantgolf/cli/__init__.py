@@ -1,0 +1,36 @@
+"""The command line: one file per verb, and errors as one line with an exit code (2 bad input, 3 budget missed)."""
+
+import sys
+
+import typer
+from rich.console import Console
+
+from quantgolf.cli.compress import compress_verb
+from quantgolf.cli.decompress import decompress_verb
+from quantgolf.cli.demo import demo_verb
+from quantgolf.cli.eval import eval_verb
+from quantgolf.cli.inspect import inspect_verb
+from quantgolf.errors import QuantGolfError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Compress a trained model into a hard byte budget with the least loss, and prove both numbers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("demo")(demo_verb)
+app.command("compress")(compress_verb)
+app.command("eval")(eval_verb)
+app.command("inspect")(inspect_verb)
+app.command("decompress")(decompress_verb)
+
+
+def main() -> None:
+    """Entry point of the `quantgolf` command."""
+    try:
+        app()
+    except QuantGolfError as error:
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"quantgolf: {error}", markup=False)
+        sys.exit(error.exit_code)

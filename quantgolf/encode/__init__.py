@@ -1,0 +1,22 @@
+"""Encode: codes, steps and small tensors become bytes, and bytes become them again."""
+
+from quantgolf.encode.check import MAX_DECODED_BYTES, check_model
+from quantgolf.encode.dtypes import DTYPES
+from quantgolf.encode.model import Entry, Spent, decode_model, encode_model, tensor_bytes
+from quantgolf.encode.stream import coded_bytes, decode_codes, decode_stream, encode_codes, encode_stream
+
+__all__ = [
+    "DTYPES",
+    "MAX_DECODED_BYTES",
+    "Entry",
+    "Spent",
+    "check_model",
+    "coded_bytes",
+    "decode_codes",
+    "decode_model",
+    "decode_stream",
+    "encode_codes",
+    "encode_model",
+    "encode_stream",
+    "tensor_bytes",
+]

@@ -1,0 +1,5 @@
+"""`python -m quantgolf`: the command line."""
+
+from quantgolf.cli import main
+
+main()

@@ -1,0 +1,32 @@
+"""`quantgolf decompress`: back to safetensors."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quantgolf.blob import read_blob
+from quantgolf.checkpoint import write_state
+from quantgolf.cli import inputs, show
+from quantgolf.encode import DTYPES
+from quantgolf.runtime import restore
+
+
+def decompress_verb(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `quantgolf compress` wrote.")],
+    out: Annotated[Path, typer.Option("--out", help="The safetensors file to write.")],
+    overwrite: inputs.OverwriteOption = False,
+    json: inputs.JsonOption = False,
+) -> None:
+    """Write a compressed file's weights as safetensors, in the checkpoint's names, shapes and dtypes."""
+    _, coded = read_blob(file)
+    dtypes = {name: DTYPES[entry.dtype] for entry in coded.tensors for name in (entry.name, *entry.aliases)}
+    tensors = {name: tensor.to(dtypes[name]) for name, tensor in restore(coded).items()}
+    # safetensors refuses shared storage, so that a tied tensor is written out under each of its names.
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    write_state(out, tensors, overwrite=overwrite)
+    document = {"file": str(file), "out": str(out), "tensors": len(tensors), "bytes": out.stat().st_size}
+    if json:
+        show.print_json(document)
+    else:
+        show.console(json).print(f"{out}: {len(tensors)} tensors, {document['bytes']:,} bytes")

@@ -1,0 +1,47 @@
+"""What every verb prints with: tables and bars for people on the terminal, one JSON object for programs."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+Report = Callable[[str, int, int], None]
+
+
+def console(json_output: bool) -> Console:
+    """Where notes and tables go: standard output, or standard error when that belongs to the JSON."""
+    return Console(stderr=json_output, highlight=False)
+
+
+def print_json(document: dict[str, Any]) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(document, indent=1))
+
+
+@contextmanager
+def bars() -> Iterator[Report]:
+    """Progress bars on standard error; the yielded function takes (stage, done, total)."""
+    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        stages: dict[str, Any] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in stages:
+                stages[stage] = progress.add_task(stage, total=total)
+            progress.update(stages[stage], completed=done, total=total)
+
+        yield report
+
+
+def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """A table whose first column is text and whose others are numbers."""
+    grid = Table(title=title, title_justify="left", header_style="bold")
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    return grid

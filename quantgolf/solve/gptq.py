@@ -1,0 +1,121 @@
+"""GPTQ (Frantar et al. 2022, arXiv:2210.17323): round one column after another and let the columns still to come
+absorb each error, as the full Hessian says they can."""
+
+from dataclasses import dataclass
+
+import numba
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantgolf.errors import QuantGolfError
+
+RETRIES = 6
+
+
+@dataclass(frozen=True)
+class Factor:
+    """The Hessian as the feedback needs it.
+
+    Attributes:
+        order: columns in processing order, int64 [K].
+        upper: U of (H + damping)⁻¹ = Uᵀ U in that order, fp64 [K, K].
+        damp: the share of the mean diagonal that was added.
+        retries: how often the damping had to grow until the factorisation succeeded.
+        dead: columns without any input, bool [K], in the weight's own order.
+    """
+
+    order: Tensor
+    upper: Tensor
+    damp: float
+    retries: int
+    dead: Tensor
+
+    def pivots(self) -> Tensor:
+        """ℓ_jj² = 1 / U_jj² by the weight's own columns, [K]: what an error left in column j costs in the end."""
+        pivots = torch.empty(len(self.order), dtype=torch.float64)
+        pivots[self.order] = self.upper.diagonal().square().reciprocal()
+        pivots[self.dead] = 0
+        return pivots
+
+
+def factorise(hessian: Tensor, damp: float, act_order: bool, name: str) -> Factor:
+    """Cholesky factor of the inverse Hessian, with the damping raised tenfold while it fails.
+
+    Raises:
+        QuantGolfError: still not positive definite after `RETRIES` retries.
+    """
+    h = hessian.double().cpu()
+    dead = h.diagonal() == 0
+    h = h + torch.diag(dead.double())
+    alive = h.diagonal()[~dead]
+    mean = float(alive.mean()) if len(alive) else 1.0
+    order = torch.argsort(h.diagonal(), descending=True, stable=True) if act_order else torch.arange(len(h))
+    ordered = h[order][:, order]
+    for retry in range(RETRIES + 1):
+        used = damp * 10**retry
+        damped = ordered + used * mean * torch.eye(len(h), dtype=torch.float64)
+        # A lower factor of the reversed matrix, inverted and reversed back, is U without inverting H first.
+        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        if not failed:
+            identity = torch.eye(len(h), dtype=torch.float64)
+            upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+            if upper.isfinite().all():
+                return Factor(order, upper, used, retry, dead)
+    raise QuantGolfError(
+        f"the Hessian of {name} is not positive definite even with damp {used:g}, expected at most {damp:g}: "
+        "calibrate on more text in fp32, or use the rtn solver for it"
+    )
+
+
+def feed_back(
+    weight: Tensor, factor: Factor, step: Tensor, top: int, block_size: int
+) -> Tensor:
+    """Codes int8 [N, K] of GPTQ on the grid `step` [N] with levels ±top.
+
+    Columns are processed in blocks: inside a block errors spread at once, to the columns behind it in one
+    matrix product.
+    """
+    columns = weight.shape[1]
+    upper = factor.upper.float()
+    # One column is one row of `rest`: the inner loop of the block solve runs over contiguous output rows.
+    rest = weight.cpu().float()[:, factor.order].T.contiguous()
+    codes = torch.empty(columns, weight.shape[0], dtype=torch.int8)
+    for start in range(0, columns, block_size):
+        stop = min(start + block_size, columns)
+        errors = torch.empty(stop - start, weight.shape[0])
+        solve_block(
+            rest[start:stop].numpy(), upper[start:stop, start:stop].contiguous().numpy(), step.cpu().float().numpy(),
+            top, codes[start:stop].numpy(), errors.numpy(),
+        )  # fmt: skip
+        if stop < columns:
+            rest[stop:] -= upper[start:stop, stop:].T @ errors
+    codes[factor.dead[factor.order]] = 0
+    result = torch.empty_like(codes)
+    result[factor.order] = codes
+    return result.T.contiguous()
+
+
+@numba.njit(cache=True, nogil=True)
+def solve_block(
+    weight: NDArray[np.float32],
+    upper: NDArray[np.float32],
+    step: NDArray[np.float32],
+    top: int,
+    codes: NDArray[np.int8],
+    errors: NDArray[np.float32],
+) -> None:
+    """Solves a block of columns in place: weight, codes and errors [columns, N], upper [columns, columns]."""
+    columns, rows = weight.shape
+    for j in range(columns):
+        scale = np.float32(1) / upper[j, j]
+        for i in range(rows):
+            level = np.rint(weight[j, i] / step[i])
+            level = min(max(level, np.float32(-top)), np.float32(top))
+            codes[j, i] = np.int8(level)
+            errors[j, i] = (weight[j, i] - level * step[i]) * scale
+        for k in range(j + 1, columns):
+            factor = upper[j, k]
+            for i in range(rows):
+                weight[k, i] -= factor * errors[j, i]

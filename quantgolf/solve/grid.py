@@ -1,0 +1,56 @@
+"""The grid of a row: symmetric levels ±(2^(bits-1) - 1) times one fp16 step, and the search for that step."""
+
+import torch
+from torch import Tensor
+
+from quantgolf.errors import QuantGolfError
+
+# Measured on the demo and golf models: the best clip of a row lies in 0.5 to 1 from 3 bits on, lower at 2.
+RATIOS = torch.linspace(0.3, 1.0, 36).tolist()
+SMALLEST = torch.finfo(torch.float16).tiny  # smallest normal number: below it a step loses its precision
+
+
+def top_level(bits: int) -> int:
+    """Largest level of a width: 7 for 4 bits."""
+    return (1 << (bits - 1)) - 1
+
+
+def absmax_steps(weight: Tensor, bits: int) -> Tensor:
+    """fp16 steps [N] that put each row's largest magnitude on the last level.
+
+    Raises:
+        QuantGolfError: a row too large for an fp16 step.
+    """
+    return as_steps(weight.abs().amax(1) / top_level(bits))
+
+
+def as_steps(step: Tensor) -> Tensor:
+    """Steps [N] rounded to fp16, at least the smallest normal number (a row of zeros has to have some)."""
+    rounded = step.clamp(min=SMALLEST).to(torch.float16)
+    if rounded.isinf().any():
+        raise QuantGolfError(
+            f"a row needs the step {float(step.max()):.3g}, expected at most {torch.finfo(torch.float16).max:g} (fp16): "
+            "scale the weight down"
+        )
+    return rounded
+
+
+def nearest(weight: Tensor, step: Tensor, bits: int) -> Tensor:
+    """Codes int8 [N, K]: the nearest level of each weight, clipped to the last."""
+    top = top_level(bits)
+    return (weight / step.float()[:, None]).round_().clamp_(-top, top).to(torch.int8)
+
+
+def searched_steps(weight: Tensor, bits: int, importance: Tensor) -> Tensor:
+    """fp16 steps [N], each the clip of its row with the least Σ_j importance_j · error_ij² over `RATIOS`."""
+    largest = absmax_steps(weight, bits).float()
+    best = largest.to(torch.float16)
+    least = torch.full_like(largest, torch.inf)
+    for ratio in RATIOS:
+        step = as_steps(largest * ratio)
+        error = weight - nearest(weight, step, bits) * step.float()[:, None]
+        loss = error.square_() @ importance
+        better = loss < least
+        least = torch.where(better, loss, least)
+        best = torch.where(better, step, best)
+    return best

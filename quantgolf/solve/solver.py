@@ -1,0 +1,131 @@
+"""One entry for all solvers: prepare a weight once, then predict or solve it at any width."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from quantgolf.errors import QuantGolfError
+from quantgolf.solve.gptq import Factor, factorise, feed_back
+from quantgolf.solve.grid import absmax_steps, nearest, searched_steps, top_level
+from quantgolf.types import QTensor, SolveReport, Steps, WeightStats
+
+Solver = Literal["rtn", "gptq_lite", "gptq"]
+WIDTHS = range(2, 9)
+
+
+@dataclass(frozen=True)
+class SolveOptions:
+    """Options of GPTQ; the other solvers have none.
+
+    Attributes:
+        damp: added to the diagonal of H, as a share of its mean.
+        act_order: process columns by falling diagonal of H instead of as they stand.
+        block_size: columns between two updates of the rest; speed, not result.
+    """
+
+    damp: float = 0.01
+    act_order: bool = True
+    block_size: int = 128
+
+    def __post_init__(self) -> None:
+        if not 0 < self.damp <= 1:
+            raise QuantGolfError(f"damp is {self.damp}, expected more than 0 and at most 1, for example 0.01")
+        if self.block_size < 1:
+            raise QuantGolfError(f"block_size is {self.block_size}, expected at least 1, for example 128")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A weight with everything its solver needs at every width.
+
+    Attributes:
+        weight: [N, K] fp32.
+        stats: of the same weight.
+        importance: [K] fp32, what a squared error in each column costs under the solver: the diagonal of H̄, or
+            for GPTQ the pivots that feedback leaves.
+        factor: GPTQ's factor of H̄; None for the others.
+    """
+
+    weight: Tensor
+    stats: WeightStats
+    solver: Solver
+    options: SolveOptions
+    importance: Tensor
+    factor: Factor | None
+
+
+def prepare(weight: Tensor, stats: WeightStats, solver: Solver, options: SolveOptions) -> Prepared:
+    """Checks a weight [N, K] against its statistics and factors the Hessian where the solver asks for it.
+
+    Raises:
+        QuantGolfError: not a finite matrix, statistics of another shape, an unknown solver, or a Hessian that
+            no damping makes positive definite.
+    """
+    if weight.ndim != 2 or not weight.numel():
+        raise QuantGolfError(f"{stats.name} has shape {list(weight.shape)}, expected a matrix [N, K] that is not empty")
+    if not weight.isfinite().all():
+        raise QuantGolfError(f"{stats.name} has values that are NaN or infinite, expected finite weights")
+    for use in stats.uses:
+        if use.row.shape != weight.shape[:1] or use.column.shape != (weight.shape[1],) * 2:
+            raise QuantGolfError(
+                f"{stats.name} is {list(weight.shape)}, but its statistics are {list(use.row.shape)} rows and "
+                f"{list(use.column.shape)} columns: calibrate this model anew"
+            )
+    hessian = stats.hessian()
+    if not hessian.isfinite().all():
+        raise QuantGolfError(f"the Hessian of {stats.name} is not finite, expected finite values: calibrate in fp32")
+    weight = weight.detach().float().cpu()
+    if solver == "gptq":
+        factor = factorise(hessian, options.damp, options.act_order, stats.name)
+        return Prepared(weight, stats, solver, options, factor.pivots().float(), factor)
+    if solver not in ("rtn", "gptq_lite"):
+        raise QuantGolfError(f"solver is {solver!r}, expected 'rtn', 'gptq_lite' or 'gptq'")
+    return Prepared(weight, stats, solver, options, hessian.diagonal().cpu().contiguous(), None)
+
+
+def steps_of(prepared: Prepared, bits: int) -> Tensor:
+    """fp16 steps [N]: RTN keeps the largest magnitude, the others search each row's clip."""
+    if bits not in WIDTHS:
+        raise QuantGolfError(f"bits is {bits}, expected {WIDTHS[0]} to {WIDTHS[-1]}")
+    if prepared.solver == "rtn":
+        return absmax_steps(prepared.weight, bits)
+    return searched_steps(prepared.weight, bits, prepared.importance)
+
+
+def solve(prepared: Prepared, bits: int) -> tuple[QTensor, SolveReport]:
+    """Codes and steps of a weight at one width, and how it went."""
+    step = steps_of(prepared, bits)
+    factor = prepared.factor
+    if factor is None:
+        codes = nearest(prepared.weight, step, bits)
+    else:
+        codes = feed_back(prepared.weight, factor, step, top_level(bits), prepared.options.block_size)
+    tensor = QTensor(codes, Steps(step), bits)
+    report = SolveReport(
+        prepared.stats.name, prepared.solver, bits, prepared.stats.loss(tensor.dequantize() - prepared.weight),
+        damp=factor.damp if factor else 0.0,
+        retries=factor.retries if factor else 0,
+        dead_columns=int(factor.dead.sum()) if factor else 0,
+    )  # fmt: skip
+    return tensor, report
+
+
+def predict(prepared: Prepared, bits: int) -> tuple[NDArray[np.int64], float]:
+    """Histogram of the codes over all levels, and the rise of the loss in nats per token, without solving.
+
+    Codes are the nearest ones. For RTN and GPTQ-lite that is the solution; for GPTQ each column's rounding
+    error counts with the pivot that feedback leaves of it.
+    """
+    step = steps_of(prepared, bits)
+    codes = nearest(prepared.weight, step, bits)
+    top = top_level(bits)
+    counts = np.bincount(codes.numpy().ravel().astype(np.int64) + top, minlength=2 * top + 1)
+    error = codes.float() * step.float()[:, None] - prepared.weight
+    if prepared.factor is None:
+        return counts, prepared.stats.loss(error)
+    rows = prepared.stats.row_weight().cpu().double()
+    return counts, 0.5 * float((error.square() @ prepared.importance).double() @ rows)
