@@ -120,14 +120,14 @@ def train(
 
     step = 0
     schedulers = [torch.optim.lr_scheduler.LambdaLR(group, learning_rate) for group in groups]
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.995))  # type: ignore[no-untyped-call]
     running = math.nan
     while progress < 1.0:
         tokens = windows(stream, length, batch, generator).to(device)
         with torch.autocast("cuda", torch.bfloat16, enabled=device == "cuda"):
             logits = model(tokens[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group, scheduler in zip(groups, schedulers, strict=True):
             group.step()
@@ -140,7 +140,9 @@ def train(
         progress = max(step / steps, elapsed / (60 * minutes))
         if step % 50 == 0:
             rate = step * batch * length / elapsed
-            console.print(f"step {step}  {progress:6.1%}  loss {running:.4f} nats  {rate:,.0f} tokens/s", highlight=False)
+            console.print(
+                f"step {step}  {progress:6.1%}  loss {running:.4f} nats  {rate:,.0f} tokens/s", highlight=False
+            )
     return average, step
 
 
@@ -181,7 +183,9 @@ def main(
     average, taken = train(model.to(device), streams["train"], minutes, steps, batch, length, seed, device)
     stored = {name: value.to(torch.float16).cpu() for name, value in average.module.state_dict().items()}
     model.load_state_dict(stored)
-    bpb = {part: bits_per_byte(model, streams[part], sizes[part], length, device) for part in ("calibration", "validation")}
+    bpb = {
+        part: bits_per_byte(model, streams[part], sizes[part], length, device) for part in ("calibration", "validation")
+    }
     console.print(f"BPB {bpb}")
 
     out.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
 """Calibration: run text through the model and keep what each weight's inputs and outputs look like."""
 
+from quantgolf.calibrate.capture import weights
 from quantgolf.calibrate.collect import collect
 
-__all__ = ["collect"]
+__all__ = ["collect", "weights"]

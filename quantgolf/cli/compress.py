@@ -61,13 +61,13 @@ def compress_verb(
     refuse_unwritable(out, overwrite)
     source = inputs.open_source(checkpoint, model)
     if limit is not None:
-        refuse_unreachable(source, limit, code_bytes, solver.value, options)
+        refuse_unreachable(source, limit, rules=rules, solver=solver.value, code_bytes=code_bytes)
     text = inputs.open_text(checkpoint, data, tokenizer, documents, bos, tokens, Part.calibration)
     source.module.to(device)
     with show.bars() as report:
         stats = calibrate(source, text, tokens=tokens, length=length, seed=seed, progress=report)
         result = compress(
-            source, stats, max_bytes=limit, bits=rules, solver=solver.value, options=options,
+            source, stats, max_bytes=limit, rules=rules, solver=solver.value, options=options,
             code_bytes=code_bytes, progress=report,
         )  # fmt: skip
     result.write(out, overwrite=overwrite)

@@ -24,9 +24,8 @@ from quantgolf.cli.plot import plot_demo
 from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import calibrate, compress, refuse_unreachable
 from quantgolf.data import Tokenizer, corpus_from_texts
-from quantgolf.evaluate import difference, evaluate, kl_interval
 from quantgolf.errors import QuantGolfError
-from quantgolf.solve import SolveOptions
+from quantgolf.evaluate import difference, evaluate, kl_interval
 from quantgolf.types import EvalResult
 
 LENGTH = 512
@@ -45,11 +44,10 @@ def demo_verb(
     json: inputs.JsonOption = False,
 ) -> None:
     """Compress the built-in model with three methods to one budget, and measure what each file is worth."""
-    console = show.console(json)
     source = inputs.open_source(inputs.DEMO, None)
     limit = 2 * source.parameters // 5 if max_bytes is None else parse_size(max_bytes)
     for solver in Solver:
-        refuse_unreachable(source, limit, 0, solver.value, SolveOptions())
+        refuse_unreachable(source, limit, solver=solver.value)
     folder = make_folder(out)
     texts, tokenizer = inputs.demo_texts(), Tokenizer.load(read_demo().tokenizer)
     text = corpus_from_texts(texts.parts[Part.validation], tokenizer, max_tokens=tokens)
@@ -61,15 +59,16 @@ def demo_verb(
         )
         stats = calibrate(source, calibration, tokens=calibration_tokens, length=LENGTH, seed=seed, progress=report)
         for solver in Solver:
-            result = compress(
-                source, stats, max_bytes=limit, solver=solver.value,
-                progress=lambda stage, done, total, name=solver.value: report(f"{name}: {stage}", done, total),
-            )  # fmt: skip
+
+            def staged(stage: str, done: int, total: int, solver: Solver = solver) -> None:
+                report(f"{solver.value}: {stage}", done, total)
+
+            result = compress(source, stats, max_bytes=limit, solver=solver.value, progress=staged)
             file = folder / f"{solver.value}.qg"
             result.write(file, overwrite=True)
-            report(f"{solver.value}: new process", 0, 1)
+            staged("new process", 0, 1)
             measured = measure_in_new_process(file, tokens)
-            report(f"{solver.value}: new process", 1, 1)
+            staged("new process", 1, 1)
             rows[solver.value] = {
                 "file": str(file),
                 "bytes": file.stat().st_size,
@@ -157,11 +156,11 @@ def print_table(document: dict[str, Any]) -> None:
                 f"{row['bpw']:.3f}",
                 f"{row['bpb']:.4f}",
                 f"{delta['value']:+.4f}",
-                f"{delta['low']:+.4f} to {delta['high']:+.4f}",
+                f"{delta['low']:+.4f}…{delta['high']:+.4f}",
                 f"{kl['value']:.4f}",
             )
         )
-    columns = ("method", "file bytes", "bits/weight", "BPB", "ΔBPB", "95% interval", "KL, bits/byte")
+    columns = ("method", "file\nbytes", "bits per\nweight", "\nBPB", "\nΔBPB", "95%\ninterval", "KL, bits\nper byte")
     console.print(show.table(f"limit: {limit:,} bytes a file", columns, rows))
     console.print(
         f"BPB of this machine (Python {document['python']}): {text['scored_bytes']:,} bytes of validation text in "

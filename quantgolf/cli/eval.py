@@ -1,5 +1,6 @@
 """`quantgolf eval`: bits per byte of a checkpoint or a compressed file, and its KL to a reference."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ from torch import nn
 from quantgolf.blob import MAGIC
 from quantgolf.cli import inputs, show
 from quantgolf.cli.inputs import Documents, Part
-from quantgolf.evaluate import difference, evaluate, kl_interval
+from quantgolf.evaluate import difference, evaluate, evaluate_against, kl_interval
 from quantgolf.runtime import load
 from quantgolf.types import EvalResult, Interval
 
@@ -25,7 +26,7 @@ def eval_verb(
     stride: Annotated[int | None, typer.Option("--stride", min=1, help="New tokens a window; default: all.")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Stop after that many; default: all.")] = None,
     reference: Annotated[
-        str | None, typer.Option("--reference", help="Checkpoint to compare with: adds ΔBPB and KL.")
+        str | None, typer.Option("--reference", help="Checkpoint or file to compare with: adds ΔBPB and KL.")
     ] = None,
     per_document: Annotated[bool, typer.Option("--per-document", help="Adds every document to the JSON.")] = False,
     seed: inputs.SeedOption = 0,
@@ -33,24 +34,23 @@ def eval_verb(
     json: inputs.JsonOption = False,
 ) -> None:
     """Measure bits per byte on text, and the distance to a reference model."""
-    base = inputs.open_source(reference, model).module.to(device) if reference else None
+    base = _open_module(reference, model).to(device) if reference else None
     candidate = _open_module(file, model).to(device)
-    is_demo = inputs.DEMO in (file, reference)
-    text = inputs.open_text(
-        inputs.DEMO if is_demo else None, data, tokenizer, documents, bos, tokens, Part.validation
-    )
+    source = inputs.DEMO if inputs.DEMO in (file, reference) else None
+    text = inputs.open_text(source, data, tokenizer, documents, bos, tokens, Part.validation)
+    base_result = None
     with show.bars() as report:
-        result = evaluate(
-            candidate, text, length=length, stride=stride, reference=base,
-            progress=lambda done, total: report("evaluating", done, total),
-        )  # fmt: skip
-        reference_result = None
-        if base is not None:
-            reference_result = evaluate(
-                base, text, length=length, stride=stride,
-                progress=lambda done, total: report("evaluating the reference", done, total),
-            )  # fmt: skip
-    document = summary(result, reference_result, seed)
+
+        def progress(done: int, total: int) -> None:
+            report("evaluating", done, total)
+
+        if base is None:
+            result = evaluate(candidate, text, length=length, stride=stride, progress=progress)
+        else:
+            result, base_result = evaluate_against(
+                candidate, base, text, length=length, stride=stride, progress=progress
+            )
+    document = summary(result, base_result, text.uncounted, seed)
     if per_document:
         document["documents"] = {
             "nats": result.nats.tolist(),
@@ -59,31 +59,51 @@ def eval_verb(
             "kl": None if result.kl is None else result.kl.tolist(),
         }
     if json:
-        show.print_json(document)
-        return
-    rows = [(key.replace("_", " "), show.value(value)) for key, value in document.items() if key != "documents"]
-    show.console(json).print(show.table(None, ("", file), rows))
+        show.print_json({"file": file, **document})
+    else:
+        print_summary(file, document)
 
 
-def summary(result: EvalResult, reference: EvalResult | None, seed: int) -> dict[str, Any]:
+def summary(result: EvalResult, base: EvalResult | None, uncounted: int, seed: int) -> dict[str, Any]:
     """The numbers of an evaluation, as the JSON output spells them."""
     document: dict[str, Any] = {
         "bpb": result.bpb,
         "nats_per_token": float(result.nats.sum() / result.tokens.sum()),
-        "documents_scored": len(result.bytes),
-        "tokens": int(result.tokens.sum()),
-        "bytes": int(result.bytes.sum()),
+        "scored_documents": len(result.bytes),
+        "scored_tokens": int(result.tokens.sum()),
+        "scored_bytes": int(result.bytes.sum()),
+        "uncounted_bytes": uncounted,
         "unknown_pieces": result.unknown,
     }
-    if reference is not None:
-        document["reference_bpb"] = reference.bpb
-        document["delta_bpb"] = interval(difference(result, reference, seed=seed))
+    if base is not None:
+        document["reference_bpb"] = base.bpb
+        document["delta_bpb"] = interval(difference(result, base, seed=seed))
         document["kl_bpb"] = interval(kl_interval(result, seed=seed))
     return document
 
 
-def interval(value: Interval) -> dict[str, float]:
-    return {"value": value.value, "low": value.low, "high": value.high}
+def print_summary(file: str, document: dict[str, Any]) -> None:
+    rows = [
+        ("bits per byte (raw UTF-8 bytes)", f"{document['bpb']:.5f}"),
+        ("nats per token", f"{document['nats_per_token']:.5f}"),
+        ("documents", f"{document['scored_documents']:,}"),
+        ("tokens", f"{document['scored_tokens']:,}"),
+        ("bytes", f"{document['scored_bytes']:,}"),
+        ("bytes of blank lines, not counted", f"{document['uncounted_bytes']:,}"),
+        ("unknown pieces", f"{document['unknown_pieces']:,}"),
+    ]
+    if "reference_bpb" in document:
+        rows.append(("reference, bits per byte", f"{document['reference_bpb']:.5f}"))
+        for key, label in (("delta_bpb", "ΔBPB"), ("kl_bpb", "KL, bits per byte")):
+            value = document[key]
+            rows.append((f"{label}, 95% interval", show.with_interval(value, sign="+" if key == "delta_bpb" else "")))
+    show.console(False).print(show.table(None, ("", file), rows))
+
+
+def interval(value: Interval) -> dict[str, float | None]:
+    """As JSON, which knows no nan: one document has no interval."""
+    low, high = (None if math.isnan(end) else end for end in (value.low, value.high))
+    return {"value": value.value, "low": low, "high": high}
 
 
 def _open_module(file: str, model: str | None) -> nn.Module:

@@ -88,8 +88,8 @@ def print_table(document: dict[str, Any], weighted: bool) -> None:
         rows.append(row)
     console.print(show.table(None, columns, rows))
     console.print(
-        f"{document['file']}: {document['bytes']:,} bytes, {document['overhead_bytes']:,.0f} of them header and checksum; "
-        f"format version {document['version']}"
+        f"{document['file']}: {document['bytes']:,} bytes, {document['overhead_bytes']:,.0f} of them header and "
+        f"checksum; format version {document['version']}"
     )
     if not weighted:
-        console.print("for the weighted error of each weight add --reference CKPT with its --model, --tokenizer, --data")
+        console.print("for each weight's error add --reference CKPT with its --model, --tokenizer and --data")

@@ -24,9 +24,7 @@ def plot_demo(document: dict[str, Any], path: Path) -> None:
         size, bpb, delta = row["bytes"] / 1e6, row["bpb"], row["delta_bpb"]
         spread = [[delta["value"] - delta["low"]], [delta["high"] - delta["value"]]]
         axes.errorbar([size], [bpb], spread, fmt="o", color=COLOURS[method], capsize=3)
-        axes.annotate(
-            f"{method}  {bpb:.3f}", (size, bpb), (9, -3), textcoords="offset points", color=COLOURS[method]
-        )
+        axes.annotate(f"{method}  {bpb:.3f}", (size, bpb), (9, -3), textcoords="offset points", color=COLOURS[method])
     axes.annotate(
         f"limit {document['max_bytes']:,} bytes", (document["max_bytes"] / 1e6, 1), (-6, -6), rotation=90,
         xycoords=("data", "axes fraction"), textcoords="offset points", ha="right", va="top", color="0.4",

@@ -5,16 +5,21 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+UNBOUNDED = 200
 Report = Callable[[str, int, int], None]
 
 
 def console(json_output: bool) -> Console:
     """Where notes and tables go: standard output, or standard error when that belongs to the JSON."""
-    return Console(stderr=json_output, highlight=False)
+    found = Console(stderr=json_output, highlight=False)
+    if not found.is_terminal:
+        found.width = UNBOUNDED  # in a file or a pipe nothing has to be cut to fit
+    return found
 
 
 def print_json(document: dict[str, Any]) -> None:
@@ -39,9 +44,16 @@ def bars() -> Iterator[Report]:
 
 def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose first column is text and whose others are numbers."""
-    grid = Table(title=title, title_justify="left", header_style="bold")
+    grid = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        grid.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
         grid.add_row(*row)
     return grid
+
+
+def with_interval(value: dict[str, float | None], sign: str = "") -> str:
+    """`value (low to high)`; a single document has no interval."""
+    if value["low"] is None:
+        return f"{value['value']:{sign}.5f} (one document: no interval)"
+    return f"{value['value']:{sign}.5f} ({value['low']:{sign}.5f} to {value['high']:{sign}.5f})"

@@ -25,5 +25,4 @@ def parse_size(text: str) -> int:
     size, rest = divmod(numerator, 10 ** len(fraction))
     if rest or size <= 0:
         raise QuantGolfError(f"size {text!r} is {numerator / 10 ** len(fraction):g} bytes, expected a whole number > 0")
-    return size
-
+    return int(size)

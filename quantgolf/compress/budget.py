@@ -14,7 +14,7 @@ ROUNDS = 12
 def fit(
     candidates: Candidates,
     costs: Mapping[str, Mapping[int, Cost]],
-    file_size: Callable[[Mapping[str, int]], int],
+    size_of: Callable[[Mapping[str, int]], int],
     max_bytes: int,
     progress: Callable[[int, int], None] | None = None,
 ) -> BitPlan:
@@ -27,8 +27,8 @@ def fit(
     Args:
         candidates: solves and codes on demand.
         costs: predicted, name → width → cost.
-        file_size: bytes of the complete file of a plan, name → width.
-        max_bytes: for the complete file.
+        size_of: bytes of the complete file of a plan (name → width), and whatever else counts towards the budget.
+        max_bytes: for all of that.
         progress: called with (solved, to solve) of the round under way.
 
     Raises:
@@ -44,13 +44,13 @@ def fit(
             if best is not None:
                 break
             _correct(candidates, known, smallest)
-            nearest = file_size(smallest)
+            nearest = size_of(smallest)
             if nearest > max_bytes:
-                raise unreachable(max_bytes, nearest) from None
+                raise unreachable(max_bytes, nearest, smallest) from None
             plan = allocate({name: {bits: known[name][bits]} for name, bits in smallest.items()}, max_bytes)
         changed = _correct(candidates, known, plan.bits, progress)
         codes = sum(known[name][bits].bytes for name, bits in plan.bits.items())
-        size = file_size(plan.bits)
+        size = size_of(plan.bits)
         overhead = size - codes
         if size <= max_bytes:
             better = best is None or plan.predicted_loss < best.predicted_loss
@@ -61,14 +61,17 @@ def fit(
             # Everything is real and a few bytes are still too many: steps and header differ with the plan.
             tightening += size - max_bytes
     if best is None:
-        nearest = file_size(smallest)
-        raise unreachable(max_bytes, nearest)
+        _correct(candidates, known, smallest)
+        raise unreachable(max_bytes, size_of(smallest), smallest)
     return best
 
 
-def unreachable(max_bytes: int, nearest: int) -> BudgetError:
+def unreachable(max_bytes: int, nearest: int, bits: Mapping[str, int]) -> BudgetError:
+    """The error for a budget below `nearest` bytes, the least that widths `bits` (name → width) take."""
+    widths = sorted(set(bits.values()))
+    which = f"{widths[0]} bits everywhere" if len(widths) == 1 else "the widths given"
     return BudgetError(
-        f"budget of {max_bytes:,} bytes cannot be met: at 2 bits everywhere the file takes about {nearest:,}; "
+        f"budget of {max_bytes:,} bytes cannot be met: with {which} file and code take {nearest:,}; "
         f"give --max-bytes {nearest} or more, or a smaller model",
         nearest,
     )

@@ -1,30 +1,29 @@
-"""From a checkpoint and text to the bytes of a file under the budget: the entry points."""
+"""The entry points: from a checkpoint and text to the bytes of a file under the budget."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from quantgolf.allocate import Cost, widths_by_hand
-from quantgolf.allocate.knapsack import plan_of
+from quantgolf.allocate import Cost, plan_of, widths_by_hand
 from quantgolf.blob import pack, write_blob
 from quantgolf.calibrate import collect
-from quantgolf.calibrate.capture import weights as capturable
+from quantgolf.calibrate import weights as capturable
 from quantgolf.checkpoint import Checkpoint
-from quantgolf.compress.budget import fit, unreachable
+from quantgolf.compress.assembly import Assembly
+from quantgolf.compress.budget import fit
 from quantgolf.compress.candidates import Candidates
-from quantgolf.data import Corpus, windows
-from quantgolf.encode import Entry, encode_model
-from quantgolf.errors import BudgetError, QuantGolfError
+from quantgolf.compress.refuse import refuse_unreachable
+from quantgolf.data import Corpus, refuse_misfit
+from quantgolf.errors import QuantGolfError
 from quantgolf.runtime import module_of
-from quantgolf.solve import SolveOptions, Solver
-from quantgolf.types import BitPlan, BlobHeader, CodedModel, QTensor, SolveReport, WeightStats, WeightUse
+from quantgolf.solve import WIDTHS, SolveOptions, Solver
+from quantgolf.types import BitPlan, BlobHeader, CodedModel, SolveReport, WeightStats
 
 Progress = Callable[[str, int, int], None]
-WIDTHS = range(2, 9)
+TOKENS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,7 @@ def calibrate(
             f"calibration text has {available + 1:,} tokens, expected at least one window of {length + 1:,}: "
             "give more text or a smaller --length"
         )
+    refuse_misfit(checkpoint.module, text)
     count = min(tokens, available) // length * length
     if count == 0:
         raise QuantGolfError(f"calibration of {tokens} tokens is shorter than one window, expected at least {length}")
@@ -92,11 +92,11 @@ def calibrate(
     def report(batch: int) -> None:
         nonlocal done
         done += batch
-        if progress is not None:
-            progress("calibrating", done, count)
+        _report(progress, "calibrating", done, count)
 
     inputs = text.tokens[:count].reshape(-1, length)
-    return collect(checkpoint.module, inputs.split(max(1, 4096 // length)), seed=seed, progress=report)
+    batches = torch.split(inputs, max(1, TOKENS_AT_ONCE // length))
+    return collect(checkpoint.module, batches, seed=seed, progress=report)
 
 
 def compress(
@@ -104,7 +104,7 @@ def compress(
     text: Corpus | Mapping[str, WeightStats],
     *,
     max_bytes: int | None = None,
-    bits: Sequence[tuple[str, int]] | None = None,
+    rules: Sequence[tuple[str, int]] | None = None,
     solver: Solver = "gptq",
     options: SolveOptions | None = None,
     code_bytes: int = 0,
@@ -115,8 +115,9 @@ def compress(
     Args:
         checkpoint: from `open_checkpoint`.
         text: to calibrate on, or the statistics an earlier `calibrate` returned.
-        max_bytes: limit of the complete file plus `code_bytes`. Without it `bits` has to be given.
-        bits: pairs (pattern, width) as `parse_bits` returns them; without it the allocator chooses.
+        max_bytes: limit of the complete file plus `code_bytes`. Without it `rules` have to be given.
+        rules: widths by hand, pairs (pattern, width) as `parse_bits` returns them; without them the allocator
+            chooses.
         solver: "rtn", "gptq_lite" or "gptq".
         options: damping, column order and block size of GPTQ; None for the measured defaults.
         code_bytes: raw bytes of source files that count towards the budget.
@@ -124,56 +125,49 @@ def compress(
 
     Raises:
         BudgetError: the budget cannot be met; refused before calibration where that can be told without it.
-        QuantGolfError: neither a budget nor widths, or statistics that do not belong to the checkpoint.
+        QuantGolfError: neither a budget nor widths, text too short, or statistics of another model.
     """
-    if max_bytes is None and bits is None:
-        raise QuantGolfError("neither max_bytes nor bits is given, expected a budget, widths by hand, or both")
-    options = options or SolveOptions()
-    limit = None if max_bytes is None else max_bytes - code_bytes
-    if limit is not None:
-        refuse_unreachable(checkpoint, limit, code_bytes, solver, options)
+    if max_bytes is None and rules is None:
+        raise QuantGolfError("neither max_bytes nor rules are given, expected a budget, widths by hand, or both")
+    if max_bytes is not None:
+        refuse_unreachable(checkpoint, max_bytes, rules=rules, solver=solver, code_bytes=code_bytes)
     stats = calibrate(checkpoint, text, progress=progress) if isinstance(text, Corpus) else dict(text)
-    parameters = dict(capturable(checkpoint.module))
-    foreign = [name for name in stats if name not in parameters]
+    names = [name for name, _ in capturable(checkpoint.module)]
+    foreign = [name for name in stats if name not in names]
     if foreign:
         raise QuantGolfError(f"statistics of {', '.join(foreign[:5])} belong to another model; calibrate this one")
-    weights = {name: checkpoint.tensors[name].float() for name in parameters if name in stats}
-    kept = tuple(name for name in parameters if name not in stats)
-    candidates = Candidates(weights, stats, solver, options)
+    weights = {name: checkpoint.tensors[name].float() for name in names if name in stats}
+    candidates = Candidates(weights, stats, solver, options or SolveOptions())
     assembly = Assembly(checkpoint, candidates)
-    if bits is not None:
-        widths = widths_by_hand(bits, weights)
-        costs = {name: {width: candidates.predict(name, width)} for name, width in widths.items()}
-    else:
-        costs = predicted_costs(candidates, progress)
-    if limit is None:
-        plan = plan_of(costs, widths)
+    widths = dict.fromkeys(weights, WIDTHS)
+    if rules is not None:
+        chosen = widths_by_hand(rules, weights)
+        widths = {name: range(bits, bits + 1) for name, bits in chosen.items()}
+    costs: dict[str, dict[int, Cost]] = {}
+    for done, (name, choices) in enumerate(widths.items(), 1):
+        costs[name] = {bits: candidates.predict(name, bits) for bits in choices}
+        _report(progress, "predicting", done, len(widths))
+    if max_bytes is None:
+        plan = plan_of(costs, chosen)
     else:
         plan = fit(
-            candidates, costs, lambda chosen: len(assembly.file(chosen)), limit,
-            lambda done, total: progress("solving", done, total) if progress is not None else None,
+            candidates, costs, lambda bits: code_bytes + len(assembly.file(bits)), max_bytes,
+            lambda done, total: _report(progress, "solving", done, total),
         )  # fmt: skip
-    data = assembly.file(plan.bits)
-    reports = {name: candidates.solve(name, width).report for name, width in plan.bits.items()}
+    coded = assembly.coded(plan.bits)
+    data = pack(coded, assembly.header.model)
     return Compressed(
-        data, assembly.header, assembly.coded(plan.bits), BitPlan(plan.bits, len(data), plan.predicted_loss),
-        reports, kept, code_bytes, checkpoint.parameters,
-    )  # fmt: skip
+        data=data,
+        header=assembly.header,
+        coded=coded,
+        plan=BitPlan(plan.bits, len(data), plan.predicted_loss),
+        reports={name: candidates.solve(name, bits).report for name, bits in plan.bits.items()},
+        kept=tuple(name for name in names if name not in stats),
+        code_bytes=code_bytes,
+        parameters=checkpoint.parameters,
+    )
 
 
-def refuse_unreachable(
-    checkpoint: Checkpoint, limit: int, code_bytes: int, solver: Solver, options: SolveOptions
-) -> None:
-    """Refuses a budget that no widths can meet, before any text is read.
-
-    Without statistics every input channel counts alike, which moves the smallest size by a percent or two; the
-    exact one is known, and checked again, after calibration.
-
-    Raises:
-        BudgetError: even 2 bits everywhere take more than `limit`.
-    """
-    weights = {name: checkpoint.tensors[name].float() for name, _ in capturable(checkpoint.module)}
-    stats = {name: _uniform(name, weight) for name, weight in weights.items()}
-    candidates = Candidates(weights, stats, "rtn" if solver == "rtn" else "gptq_lite", options)
-    codes = sum(candidates.predict(name, WIDTHS[0]).bytes for name in weights)
-    rest = sum(t.numel() for name, t in checkpoint.tensors.items() if name not in weights)
+def _report(progress: Progress | None, stage: str, done: int, total: int) -> None:
+    if progress is not None:
+        progress(stage, done, total)

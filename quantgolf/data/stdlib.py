@@ -35,8 +35,9 @@ def read_stdlib() -> dict[str, str]:
     try:
         from pydoc_data.topics import topics
     except ImportError:  # some distributions leave the help topics out
-        topics = {}
-    texts.update({f"pydoc_data.topics:{name}": text for name, text in topics.items()})
+        pass
+    else:
+        texts.update({f"pydoc_data.topics:{name}": text for name, text in topics.items()})
     return {name: texts[name] for name in sorted(texts) if texts[name].strip()}
 
 

@@ -44,12 +44,13 @@ def dtype_name(dtype: torch.dtype, owner: str) -> str:
 def stored_name(tensor: Tensor, name: str) -> str:
     """The dtype a tensor of dtype `name` is stored in: the first narrower one that holds every value, or its own.
 
-    Rounding to nearest keeps the relative error within 2^-11 in fp16 and 2^-24 in fp32, except where a value
-    overflows, is subnormal there, or is not finite; then the whole tensor stays wider.
+    Rounding to nearest keeps the error within 2^-11 of a value in fp16 and 2^-24 in fp32. Where a value overflows,
+    is not finite, or falls among the subnormals of a tensor that is mostly as small, the tensor stays wider.
     """
     for narrower, tolerance in NARROWER.get(name, {}).items():
         error = (tensor.to(DTYPES[narrower]).to(tensor.dtype) - tensor).abs()
-        if (error <= tolerance * tensor.abs()).all():
+        magnitude = tensor.abs()
+        if not tensor.numel() or (error <= tolerance * magnitude.clamp(min=float(magnitude.mean()))).all():
             return narrower
     return name
 

@@ -69,9 +69,7 @@ def factorise(hessian: Tensor, damp: float, act_order: bool, name: str) -> Facto
     )
 
 
-def feed_back(
-    weight: Tensor, factor: Factor, step: Tensor, top: int, block_size: int
-) -> Tensor:
+def feed_back(weight: Tensor, factor: Factor, step: Tensor, top: int, block_size: int) -> Tensor:
     """Codes int8 [N, K] of GPTQ on the grid `step` [N] with levels ±top.
 
     Columns are processed in blocks: inside a block errors spread at once, to the columns behind it in one

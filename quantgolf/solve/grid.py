@@ -29,8 +29,8 @@ def as_steps(step: Tensor) -> Tensor:
     rounded = step.clamp(min=SMALLEST).to(torch.float16)
     if rounded.isinf().any():
         raise QuantGolfError(
-            f"a row needs the step {float(step.max()):.3g}, expected at most {torch.finfo(torch.float16).max:g} (fp16): "
-            "scale the weight down"
+            f"a row needs the step {float(step.max()):.3g}, expected at most {torch.finfo(torch.float16).max:g} "
+            "(fp16): scale the weight down"
         )
     return rounded
 
