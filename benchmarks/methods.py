@@ -38,9 +38,7 @@ Row = dict[str, Any]
 Run = Iterator[tuple[str, nn.Module, int, float, int | None]]
 
 
-def at_fixed_width(
-    source: Checkpoint, stats: dict[str, WeightStats], bits: int
-) -> Run:
+def at_fixed_width(source: Checkpoint, stats: dict[str, WeightStats], bits: int) -> Run:
     """Every weight at the same width, nothing coded: method, module, bytes of packed codes, bits, no limit."""
     for solver in Solver:
         module, packed = deepcopy(source.module), 0
@@ -53,9 +51,7 @@ def at_fixed_width(
         yield solver.value, module, packed, float(bits), None
 
 
-def at_equal_bytes(
-    source: Checkpoint, stats: dict[str, WeightStats], limit: int, folder: Path
-) -> Run:
+def at_equal_bytes(source: Checkpoint, stats: dict[str, WeightStats], limit: int, folder: Path) -> Run:
     """Every method's file under the same limit, read back: method, module, file bytes, bits per weight, limit."""
     for solver in Solver:
         result = compress(source, stats, max_bytes=limit, solver=solver.value)

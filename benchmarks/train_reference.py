@@ -21,7 +21,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import sentencepiece
 import torch
 import torch.nn.functional as F
@@ -31,7 +30,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from quantgolf.data import stdlib
+from quantgolf.data import Tokenizer, corpus_from_texts, stdlib
+from quantgolf.evaluate import evaluate
 from quantgolf.models.golf import Golf, GolfConfig
 
 DEMO = Path(__file__).parent.parent / "quantgolf" / "models" / "demo"
@@ -40,8 +40,10 @@ console = Console()
 
 
 def split(texts: dict[str, str], interpreters: list[str]) -> dict[str, dict[str, str]]:
-    """Listings (name → sha256) of the three parts: disjoint, together every text."""
-    listing = {name: stdlib.digest(text) for name, text in texts.items()}
+    """Listings (name → sha256) of the three parts: disjoint, together every text, equal ones once."""
+    digests = {name: stdlib.digest(text) for name, text in texts.items()}
+    first = {sha: name for name, sha in reversed(digests.items())}
+    listing = {name: sha for name, sha in digests.items() if first[sha] == name}
     stable = set(listing.items())
     for interpreter in interpreters:
         printed = subprocess.run([interpreter, stdlib.__file__], capture_output=True, text=True, check=True).stdout
@@ -87,12 +89,6 @@ def train_tokenizer(texts: list[str], pieces: int) -> bytes:
     return model.getvalue()
 
 
-def tokenise(tokenizer: sentencepiece.SentencePieceProcessor, texts: list[str]) -> Tensor:
-    """All texts in one stream, each behind a BOS."""
-    parts = [[tokenizer.bos_id(), *tokenizer.encode(text)] for text in texts]
-    return torch.from_numpy(np.concatenate([np.asarray(part, dtype=np.int64) for part in parts]))
-
-
 def windows(stream: Tensor, length: int, batch: int, generator: torch.Generator) -> Tensor:
     """Random windows [batch, length + 1] of the stream."""
     starts = torch.randint(len(stream) - length - 1, (batch, 1), generator=generator)
@@ -111,7 +107,6 @@ def train(
         torch.optim.Adam([model.emb.weight], lr=6e-3, betas=(0.9, 0.95), eps=1e-10),
         torch.optim.Adam(small, lr=6e-3, betas=(0.9, 0.95), eps=1e-10),
     ]
-    schedulers = []
     progress, started = 0.0, time.monotonic()
 
     def learning_rate(_: int) -> float:
@@ -140,20 +135,8 @@ def train(
         progress = max(step / steps, elapsed / (60 * minutes))
         if step % 50 == 0:
             rate = step * batch * length / elapsed
-            console.print(
-                f"step {step}  {progress:6.1%}  loss {running:.4f} nats  {rate:,.0f} tokens/s", highlight=False
-            )
+            console.print(f"step {step}  {progress:6.1%}  loss {running:.4f} nats  {rate:,.0f} tokens/s")
     return average, step
-
-
-@torch.no_grad()
-def bits_per_byte(model: torch.nn.Module, stream: Tensor, text_bytes: int, length: int, device: str) -> float:
-    """BPB over the whole stream in windows of `length` targets."""
-    nats = 0.0
-    for start in range(0, len(stream) - 1, length):
-        window = stream[start : start + length + 1].to(device)
-        nats += F.cross_entropy(model(window[None, :-1])[0], window[1:], reduction="sum").item()
-    return nats / math.log(2) / text_bytes
 
 
 def main(
@@ -173,30 +156,28 @@ def main(
     sizes = {part: sum(len(text.encode()) for text in some) for part, some in chosen.items()}
     console.print(", ".join(f"{part}: {len(chosen[part])} texts, {size:,} bytes" for part, size in sizes.items()))
 
-    tokenizer_bytes = train_tokenizer(chosen["train"], config.vocab_size)
-    tokenizer = sentencepiece.SentencePieceProcessor(model_proto=tokenizer_bytes)
-    streams = {part: tokenise(tokenizer, some) for part, some in chosen.items()}
-    console.print(", ".join(f"{p}: {len(s):,} tokens, {sizes[p] / len(s):.3f} bytes each" for p, s in streams.items()))
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "tokenizer.model").write_bytes(train_tokenizer(chosen["train"], config.vocab_size))
+    tokenizer = Tokenizer.load(out / "tokenizer.model")
+    corpora = {part: corpus_from_texts(some, tokenizer) for part, some in chosen.items()}
+    for part, corpus in corpora.items():
+        console.print(f"{part}: {len(corpus.tokens):,} tokens, {sizes[part] / len(corpus.tokens):.3f} bytes each")
 
     model = Golf(config)
     model.initialise(torch.Generator().manual_seed(seed))
-    average, taken = train(model.to(device), streams["train"], minutes, steps, batch, length, seed, device)
+    average, taken = train(model.to(device), corpora["train"].tokens, minutes, steps, batch, length, seed, device)
     stored = {name: value.to(torch.float16).cpu() for name, value in average.module.state_dict().items()}
     model.load_state_dict(stored)
-    bpb = {
-        part: bits_per_byte(model, streams[part], sizes[part], length, device) for part in ("calibration", "validation")
-    }
+    bpb = {part: evaluate(model, corpora[part], length=length).bpb for part in ("calibration", "validation")}
     console.print(f"BPB {bpb}")
 
-    out.mkdir(parents=True, exist_ok=True)
     save_file(stored, out / "model.safetensors")
-    (out / "tokenizer.model").write_bytes(tokenizer_bytes)
     card = {
         "family": "golf",
         "config": asdict(config),
         "bpb": {part: round(value, 5) for part, value in bpb.items()},
         "bytes": sizes,
-        "tokens": {part: len(stream) for part, stream in streams.items()},
+        "tokens": {part: len(corpus.tokens) for part, corpus in corpora.items()},
         "training": {
             "steps": taken, "batch": batch, "length": length, "seed": seed, "device": device,
             "minutes": minutes, "python": platform.python_version(), "torch": torch.__version__,

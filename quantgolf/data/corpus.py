@@ -7,6 +7,7 @@ that lie between documents and belong to nobody, which are reported.
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +20,7 @@ from quantgolf.data.tokenizer import Tokenizer
 from quantgolf.errors import QuantGolfError
 
 Documents = Literal["lines", "paragraphs", "files"]
-SPLITS = {
-    "lines": re.compile(r"(?P<text>[^\n]*?)(?P<end>\r?\n|\Z)"),
-    # A paragraph runs to its last line break before a blank line, or to the end.
-    "paragraphs": re.compile(r"(?P<text>.*?)(?P<end>\r?\n(?=[ \t]*\r?(?:\n|\Z))|\Z)", re.DOTALL),
-}
+LINE = re.compile(r"[^\n]*\n|[^\n]+")
 
 
 @dataclass(frozen=True)
@@ -109,14 +106,23 @@ def _read(path: Path) -> str:
 
 
 def _split(text: str, documents: Documents) -> Iterator[tuple[str, int]]:
-    """Documents, and the bytes of their line breaks that are counted without being tokenised."""
+    """Documents and the blank lines between them, each with the bytes of its line break that is not tokenised."""
     if documents == "files":
         yield text, 0
-        return
-    if documents not in SPLITS:
+    elif documents == "lines":
+        yield from map(_without_break, LINE.findall(text))
+    elif documents == "paragraphs":
+        for blank, lines in groupby(LINE.findall(text), key=lambda line: not line.strip()):
+            yield ("".join(lines), 0) if blank else _without_break("".join(lines))
+    else:
         raise QuantGolfError(f"documents is {documents!r}, expected 'lines', 'paragraphs' or 'files'")
-    for match in SPLITS[documents].finditer(text):
-        yield match["text"], len(match["end"])
+
+
+def _without_break(text: str) -> tuple[str, int]:
+    """A text without the line break it ends in, and the bytes of that."""
+    bare = text.removesuffix("\n")
+    bare = bare if bare == text else bare.removesuffix("\r")
+    return bare, len(text) - len(bare)
 
 
 def _gather(pieces: Iterable[tuple[str, int]], tokenizer: Tokenizer, bos: bool, max_tokens: int | None) -> Corpus:

@@ -1,6 +1,7 @@
 """The file as bytes: it returns, it stays the same for ever, and no change to it goes unnoticed."""
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -87,10 +88,8 @@ def test_every_cut_and_every_surplus_is_noticed() -> None:
 @given(st.binary(max_size=300))
 @settings(deadline=None)
 def test_hostile_headers_with_a_good_checksum_end_in_an_error_or_a_model(header: bytes) -> None:
-    try:
+    with suppress(FormatError):
         parse(container(header))
-    except FormatError:
-        pass
 
 
 @given(st.integers(0, 10**6), st.integers(0, 255))
@@ -142,13 +141,21 @@ def test_foreign_and_cut_files_say_what_they_are(data: bytes, message: str) -> N
 
 @pytest.mark.parametrize(
     "header",
-    [
+    [  # in short: no bytes of JSON, 1 tensor, 0 aliases, its name, its shape, dtype, storage, two streams
         varint(2) + b"[]" + varint(0) * 3,
         varint(2) + b"{x" + varint(0) * 3,
         varint(3) + b"NaN" + varint(0) * 3,
         varint(0) + varint(0) * 3 + b"rest",
         varint(0) + varint(1) + varint(0) + varint(3) + varint(0),
-        varint(0) + varint(1) + varint(0) + varint(0) + varint(1) + b"\xff" + varint(0) + bytes([13, 141]) + varint(0) * 2,
+        varint(0)
+        + varint(1)
+        + varint(0)
+        + varint(0)
+        + varint(1)
+        + b"\xff"
+        + varint(0)
+        + bytes([13, 141])
+        + varint(0) * 2,
         varint(0) + varint(1) + varint(0) + varint(0) + varint(1) + b"w" + varint(0) + bytes([99, 141]) + varint(0) * 2,
     ],
 )

@@ -1,5 +1,7 @@
 """Streams: whatever goes in comes out, each codec wins where it should, and predictions hold."""
 
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import torch
@@ -82,7 +84,5 @@ def test_streams_that_nothing_writes_are_refused(payload: bytes, count: int, mes
 @given(st.binary(min_size=1, max_size=60), st.integers(0, 200))
 @settings(deadline=None)
 def test_any_bytes_give_the_count_or_an_error(payload: bytes, count: int) -> None:
-    try:
+    with suppress(FormatError):
         assert len(decode_stream(payload, count)) == count
-    except FormatError:
-        pass
