@@ -113,7 +113,8 @@ def _split(text: str, documents: Documents) -> Iterator[tuple[str, int]]:
         yield from map(_without_break, LINE.findall(text))
     elif documents == "paragraphs":
         for blank, lines in groupby(LINE.findall(text), key=lambda line: not line.strip()):
-            yield ("".join(lines), 0) if blank else _without_break("".join(lines))
+            whole = "".join(lines)
+            yield (whole, 0) if blank else _without_break(whole)
     else:
         raise QuantGolfError(f"documents is {documents!r}, expected 'lines', 'paragraphs' or 'files'")
 
