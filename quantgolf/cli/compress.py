@@ -58,12 +58,13 @@ def compress_verb(
     rules = None if bits is None else parse_bits(bits)
     options = SolveOptions(damp=damp, act_order=act_order, block_size=block_size)
     code_bytes = sum(size_of(path) for path in code or ())
+    target = inputs.open_device(device)
     refuse_unwritable(out, overwrite)
     source = inputs.open_source(checkpoint, model)
     if limit is not None:
         refuse_unreachable(source, limit, rules=rules, solver=solver.value, code_bytes=code_bytes)
     text = inputs.open_text(checkpoint, data, tokenizer, documents, bos, tokens, Part.calibration)
-    source.module.to(device)
+    source.module.to(target)
     with show.bars() as report:
         stats = calibrate(source, text, tokens=tokens, length=length, seed=seed, progress=report)
         result = compress(

@@ -34,8 +34,9 @@ def eval_verb(
     json: inputs.JsonOption = False,
 ) -> None:
     """Measure bits per byte on text, and the distance to a reference model."""
-    base = _open_module(reference, model).to(device) if reference else None
-    candidate = _open_module(file, model).to(device)
+    target = inputs.open_device(device)
+    base = _open_module(reference, model).to(target) if reference else None
+    candidate = _open_module(file, model).to(target)
     source = inputs.DEMO if inputs.DEMO in (file, reference) else None
     text = inputs.open_text(source, data, tokenizer, documents, bos, tokens, Part.validation)
     base_result = None

@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from quantgolf.checkpoint import Checkpoint, open_checkpoint, read_demo
@@ -93,6 +94,18 @@ def open_text(
             raise QuantGolfError("--tokenizer is missing, expected the SentencePiece model the text is read with")
         tokenizer = read_demo().tokenizer
     return read_corpus(data, Tokenizer.load(tokenizer), documents.value, bos=bos, max_tokens=max_tokens)
+
+
+def open_device(name: str) -> torch.device:
+    """The device of that name, tried out."""
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).add_(1).item()
+    except (RuntimeError, AssertionError) as error:  # torch says so in either way
+        raise QuantGolfError(
+            f"device {name!r} cannot be used here, expected cpu, or cuda where there is a GPU that torch sees"
+        ) from error
+    return device
 
 
 @dataclass(frozen=True)

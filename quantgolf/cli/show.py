@@ -31,15 +31,20 @@ def print_json(document: dict[str, Any]) -> None:
 def bars() -> Iterator[Report]:
     """Progress bars on standard error; the yielded function takes (stage, done, total)."""
     columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        stages: dict[str, Any] = {}
+    progress = Progress(*columns, console=Console(stderr=True))
+    stages: dict[str, Any] = {}
 
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in stages:
-                stages[stage] = progress.add_task(stage, total=total)
-            progress.update(stages[stage], completed=done, total=total)
+    def report(stage: str, done: int, total: int) -> None:
+        progress.start()  # not before: bars without a stage would print an empty line
+        if stage not in stages:
+            stages[stage] = progress.add_task(stage, total=total)
+        progress.update(stages[stage], completed=done, total=total)
 
+    try:
         yield report
+    finally:
+        if stages:
+            progress.stop()
 
 
 def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:

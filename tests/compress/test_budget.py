@@ -1,0 +1,114 @@
+"""The byte contract: never over, refused early, and the nearest size named is one that works."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from quantgolf.allocate import Cost, parse_bits
+from quantgolf.checkpoint import Checkpoint
+from quantgolf.compress import calibrate, compress, refuse_unreachable
+from quantgolf.compress.budget import fit
+from quantgolf.data import Tokenizer, read_corpus
+from quantgolf.errors import BudgetError, QuantGolfError
+
+
+class Fake:
+    """Candidates whose real bytes differ from the predicted ones by a known amount."""
+
+    def __init__(self, real: dict[tuple[str, int], int]) -> None:
+        self.real, self.solved = real, set()
+
+    def solve(self, name: str, bits: int) -> Any:
+        self.solved.add((name, bits))
+        return type("Solved", (), {"codes": bytes(self.real[name, bits])})
+
+
+def costs(names: str) -> dict[str, dict[int, Cost]]:
+    return {name: {bits: Cost(bits * 1000, 4.0**-bits) for bits in range(2, 9)} for name in names}
+
+
+def test_predictions_that_are_too_low_never_lead_over_the_budget() -> None:
+    real = {
+        (name, bits): int(bits * 1000 * factor) for name, factor in (("a", 1.1), ("b", 1.3)) for bits in range(2, 9)
+    }
+    fake = Fake(real)
+    size = lambda bits: 100 + sum(real[name, b] for name, b in bits.items())  # noqa: E731
+    for limit in range(5000, 20_000, 777):
+        plan = fit(fake, costs("ab"), size, limit)  # type: ignore[arg-type]
+        assert size(plan.bits) == plan.predicted_bytes <= limit
+        best = min(
+            (4.0**-a + 4.0**-b for a in range(2, 9) for b in range(2, 9) if size({"a": a, "b": b}) <= limit),
+        )
+        assert plan.predicted_loss == pytest.approx(best)
+    assert len(fake.solved) <= 14
+
+
+def test_unreachable_budgets_name_the_smallest_size() -> None:
+    real = {(name, bits): bits * 1200 for name in "ab" for bits in range(2, 9)}
+    size = lambda bits: 100 + sum(real[name, b] for name, b in bits.items())  # noqa: E731
+    for limit in (1, 4000, 4899):
+        with pytest.raises(BudgetError) as caught:
+            fit(Fake(real), costs("ab"), size, limit)  # type: ignore[arg-type]
+        assert caught.value.nearest == 4900
+    assert fit(Fake(real), costs("ab"), size, 4900).bits == {"a": 2, "b": 2}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("solver", ["rtn", "gptq_lite", "gptq"])
+def test_the_nearest_size_works(tiny: Checkpoint, prose: Path, tokenizer: Tokenizer, solver: Any) -> None:
+    text = read_corpus(prose, tokenizer)
+    stats = calibrate(tiny, text, tokens=2048, length=64)
+    with pytest.raises(BudgetError) as caught:
+        refuse_unreachable(tiny, 3000, solver=solver, code_bytes=1000)
+    nearest = caught.value.nearest
+    assert f"give --max-bytes {nearest} or more" in str(caught.value)
+    result = compress(tiny, stats, max_bytes=nearest, solver=solver, code_bytes=1000)
+    assert nearest * 0.9 < len(result.data) + 1000 <= nearest
+
+
+def test_budgets_are_refused_before_any_text_is_read(tiny: Checkpoint) -> None:
+    class Untouchable:
+        def __getattr__(self, name: str) -> Any:
+            raise AssertionError("the text was touched")
+
+    with pytest.raises(BudgetError, match="with 2 bits everywhere"):
+        compress(tiny, Untouchable(), max_bytes=100)  # type: ignore[arg-type]
+    with pytest.raises(BudgetError, match="with 8 bits everywhere"):
+        compress(tiny, Untouchable(), max_bytes=9000, rules=[("*", 8)])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("limit", [14_000, 17_321, 25_000, 60_000])
+def test_files_keep_to_the_budget_code_included(
+    tiny: Checkpoint, prose: Path, tokenizer: Tokenizer, tmp_path: Path, limit: int
+) -> None:
+    text = read_corpus(prose, tokenizer)
+    result = compress(tiny, calibrate(tiny, text, tokens=2048, length=64), max_bytes=limit, code_bytes=777)
+    path = tmp_path / "a.qg"
+    result.write(path)
+    assert path.stat().st_size + 777 <= limit
+    assert path.stat().st_size == len(result.data) == result.plan.predicted_bytes
+    assert result.bpw == 8 * len(result.data) / tiny.parameters
+
+
+def test_widths_by_hand_are_taken(tiny: Checkpoint, prose: Path, tokenizer: Tokenizer) -> None:
+    text = read_corpus(prose, tokenizer)
+    stats = calibrate(tiny, text, tokens=2048, length=64)
+    result = compress(tiny, stats, rules=parse_bits("attn.*=6,up.*=4,down.*=5,emb=7"))
+    for name, report in result.reports.items():
+        expected = 6 if ".attn." in name else 4 if ".up." in name else 5 if ".down." in name else 7
+        assert report.bits == result.plan.bits[name] == expected
+        assert {t.name: t.bits for t in result.coded.tensors}[name] == expected
+    with pytest.raises(QuantGolfError, match="neither max_bytes nor rules"):
+        compress(tiny, stats)
+
+
+def test_what_calibration_cannot_use_is_refused(tiny: Checkpoint, prose: Path, tokenizer: Tokenizer) -> None:
+    text = read_corpus(prose, tokenizer)
+    with pytest.raises(QuantGolfError, match=r"has [\d,]+ tokens, expected at least one window of 1,000,001"):
+        calibrate(tiny, text, length=1_000_000)
+    with pytest.raises(QuantGolfError, match="calibration of 10 tokens is shorter than one window"):
+        calibrate(tiny, text, tokens=10)
+    stats = calibrate(tiny, text, tokens=512, length=64)
+    foreign = {"other": next(iter(stats.values()))}
+    with pytest.raises(QuantGolfError, match="statistics of other belong to another model"):
+        compress(tiny, foreign, rules=[("*", 3)])
