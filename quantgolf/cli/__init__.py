@@ -32,5 +32,7 @@ def main() -> None:
     try:
         app()
     except QuantGolfError as error:
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"quantgolf: {error}", markup=False)
+        # What other people's code raised, and is quoted here, may run over several lines.
+        line = " ".join(str(error).split())
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"quantgolf: {line}", markup=False)
         sys.exit(error.exit_code)

@@ -83,10 +83,10 @@ def calibrate(
             f"calibration text has {available + 1:,} tokens, expected at least one window of {length + 1:,}: "
             "give more text or a smaller --length"
         )
-    refuse_misfit(checkpoint.module, text)
     count = min(tokens, available) // length * length
     if count == 0:
         raise QuantGolfError(f"calibration of {tokens} tokens is shorter than one window, expected at least {length}")
+    refuse_misfit(checkpoint.module, text, length)
     done = 0
 
     def report(batch: int) -> None:

@@ -68,7 +68,7 @@ def _score(
 ) -> list[EvalResult]:
     """Results of several models in one pass; those after the first have their KL to the first."""
     for model in models:
-        refuse_misfit(model, text)
+        refuse_misfit(model, text, length)
     count = len(text.tokens)
     nats = np.zeros((len(models), count))
     kl = np.zeros((len(models), count))

@@ -109,10 +109,10 @@ def test_vocabularies_have_to_fit_up_to_padding(tokenizer: Tokenizer, vocabulary
     text = corpus_from_texts(["hello"], tokenizer)
     model = Golf(GolfConfig(vocab_size=vocabulary, dim=8, layers=1, heads=1, kv_heads=1))
     if fits:
-        refuse_misfit(model, text)
+        refuse_misfit(model, text, 512)
     else:
         with pytest.raises(QuantGolfError, match=f"1,024 pieces and the model {vocabulary:,} logits"):
-            refuse_misfit(model, text)
+            refuse_misfit(model, text, 512)
 
 
 def test_modules_without_logits_are_refused(tokenizer: Tokenizer) -> None:
@@ -123,6 +123,16 @@ def test_modules_without_logits_are_refused(tokenizer: Tokenizer) -> None:
             return (tokens, tokens)
 
     with pytest.raises(QuantGolfError, match="returned tuple"):
-        refuse_misfit(Pair(2, 2), text)
+        refuse_misfit(Pair(2, 2), text, 512)
+
+    class Short(Golf):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            if tokens.shape[1] > 3:
+                raise IndexError("no position 3")
+            return super().forward(tokens)
+
+    longer = corpus_from_texts(["abc " * 9], tokenizer)
+    with pytest.raises(QuantGolfError, match=r"failed on a window of \d+ tokens .*; give a smaller --length"):
+        refuse_misfit(Short(GolfConfig(dim=8, layers=1, heads=1, kv_heads=1)), longer, 9)
     with pytest.raises(QuantGolfError, match="failed on one token"):
-        refuse_misfit(torch.nn.Linear(2, 2), text)
+        refuse_misfit(torch.nn.Linear(2, 2), text, 512)
