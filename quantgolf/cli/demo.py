@@ -156,7 +156,7 @@ def print_table(document: dict[str, Any]) -> None:
                 f"{row['bpw']:.3f}",
                 f"{row['bpb']:.4f}",
                 f"{delta['value']:+.4f}",
-                f"{delta['low']:+.4f}…{delta['high']:+.4f}",
+                "one document" if delta["low"] is None else f"{delta['low']:+.4f}…{delta['high']:+.4f}",
                 f"{kl['value']:.4f}",
             )
         )

@@ -49,7 +49,9 @@ def bars() -> Iterator[Report]:
 
 def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """A table whose first column is text and whose others are numbers."""
-    grid = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    grid = Table(
+        title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+    )
     for index, column in enumerate(columns):
         grid.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
     for row in rows:
