@@ -122,5 +122,4 @@ def print_summary(document: dict[str, Any]) -> None:
     limit = f" of {document['max_bytes']:,}" if document["max_bytes"] else ""
     code = f" ({document['code_bytes']:,} of them code)" if document["code_bytes"] else ""
     console.print(f"{document['file']}: {total:,} bytes{limit}{code}, {document['bpw']:.3f} bits per weight")
-    if document["unknown_pieces"]:
-        console.print(f"the calibration text has {document['unknown_pieces']:,} unknown pieces")
+    console.print(f"unknown pieces in the calibration text: {document['unknown_pieces']:,}")

@@ -164,7 +164,8 @@ def print_table(document: dict[str, Any]) -> None:
     console.print(show.table(f"limit: {limit:,} bytes a file", columns, rows))
     console.print(
         f"BPB of this machine (Python {document['python']}): {text['scored_bytes']:,} bytes of validation text in "
-        f"{text['documents']} files; {text['found']} held-out texts found unchanged, {text['skipped']} skipped"
+        f"{text['documents']} files; {text['found']} held-out texts found unchanged, {text['skipped']} skipped; "
+        f"{text['unknown_pieces']} unknown pieces"
     )
     compressors = ", ".join(f"{name} {bpb:.3f}" for name, bpb in document["text_compressors_bpb"].items())
     console.print(f"for scale, general compressors on the same text: {compressors} bits per byte")
