@@ -52,7 +52,7 @@ ModelOption = Annotated[
 ]
 TokenizerOption = Annotated[Path | None, typer.Option("--tokenizer", help="SentencePiece model of the text.")]
 DataOption = Annotated[
-    list[Path] | None, typer.Option("--data", help="UTF-8 text file; give the option again for more.")
+    list[Path] | None, typer.Option("--data", help="UTF-8 text file, again for more; or the word demo.")
 ]
 DocumentsOption = Annotated[Documents, typer.Option("--documents", help="What a document is in the text.")]
 BosOption = Annotated[bool, typer.Option("--bos/--no-bos", help="Whether the model was trained with BOS before each.")]
@@ -84,11 +84,11 @@ def open_text(
     max_tokens: int | None,
     part: Part,
 ) -> Corpus:
-    """The text that --data names, or the demo's own where `source` is the word demo and --data is absent."""
-    if data is None and source == DEMO:
+    """The text that --data names: files, or the word demo, which is also meant where `source` is and --data absent."""
+    if data == [Path(DEMO)] or (data is None and source == DEMO):
         return corpus_from_texts(demo_texts().parts[part], Tokenizer.load(read_demo().tokenizer), max_tokens=max_tokens)
     if data is None:
-        raise QuantGolfError("--data is missing, expected a UTF-8 text file in the tokenizer's language")
+        raise QuantGolfError("--data is missing, expected a UTF-8 text file, or the word demo for the built-in model's")
     if tokenizer is None:
         if source != DEMO:
             raise QuantGolfError("--tokenizer is missing, expected the SentencePiece model the text is read with")

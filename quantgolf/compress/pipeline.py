@@ -129,9 +129,12 @@ def compress(
     """
     if max_bytes is None and rules is None:
         raise QuantGolfError("neither max_bytes nor rules are given, expected a budget, widths by hand, or both")
-    if max_bytes is not None:
-        refuse_unreachable(checkpoint, max_bytes, rules=rules, solver=solver, code_bytes=code_bytes)
-    stats = calibrate(checkpoint, text, progress=progress) if isinstance(text, Corpus) else dict(text)
+    if isinstance(text, Mapping):
+        stats = dict(text)
+    else:
+        if max_bytes is not None:
+            refuse_unreachable(checkpoint, max_bytes, rules=rules, solver=solver, code_bytes=code_bytes)
+        stats = calibrate(checkpoint, text, progress=progress)
     names = [name for name, _ in capturable(checkpoint.module)]
     foreign = [name for name in stats if name not in names]
     if foreign:

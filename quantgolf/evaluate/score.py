@@ -1,6 +1,7 @@
 """Scores every token of a text once and books its loss to the document it belongs to."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import groupby
 
 import numpy as np
@@ -36,7 +37,8 @@ def evaluate(
     Raises:
         QuantGolfError: a tokenizer that does not fit the model, logits that are not finite, or too little text.
     """
-    (result,) = _score([model], text, length, stride, progress)
+    with _evaluating(model):
+        (result,) = _score([model], text, length, stride, progress)
     return result
 
 
@@ -54,11 +56,25 @@ def evaluate_against(
     Raises:
         QuantGolfError: as `evaluate`, or logits of different sizes.
     """
-    base, result = _score([reference, model], text, length, stride, progress)
+    with _evaluating(reference, model):
+        base, result = _score([reference, model], text, length, stride, progress)
     return result, base
 
 
-@torch.no_grad()
+@contextmanager
+def _evaluating(*models: nn.Module) -> Iterator[None]:
+    """Without gradients, and models in evaluation mode; they leave in the mode they came in."""
+    modes = [model.training for model in models]
+    try:
+        for model in models:
+            model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for model, mode in zip(models, modes, strict=True):
+            model.train(mode)
+
+
 def _score(
     models: list[nn.Module],
     text: Corpus,

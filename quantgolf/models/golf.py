@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from quantgolf.errors import QuantGolfError
 
+MOST_LAYERS = 1000  # a card or a file may ask for as many as it likes
+
 
 @dataclass(frozen=True)
 class GolfConfig:
@@ -32,6 +34,8 @@ class GolfConfig:
         for name, value in asdict(self).items():
             if value <= 0:
                 raise QuantGolfError(f"golf config: {name} is {value}, expected a positive number")
+        if self.layers > MOST_LAYERS:
+            raise QuantGolfError(f"golf config: layers is {self.layers}, expected at most {MOST_LAYERS}")
         if self.heads % self.kv_heads:
             raise QuantGolfError(
                 f"golf config: heads is {self.heads}, expected a multiple of kv_heads ({self.kv_heads})"

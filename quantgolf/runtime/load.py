@@ -36,19 +36,24 @@ def module_of(
     header: BlobHeader, coded: CodedModel, model: str | Path | nn.Module | None = None, source: str = "file"
 ) -> nn.Module:
     """As `load`, from the parts of a file; `source` names it in messages."""
+    tensors = restore(coded)
     if isinstance(model, nn.Module):
         module = model.eval()
     elif model is not None:
         module = build_model(model)
     elif header.model is not None:
-        module = module_from_description(header.model)
+        # A forged description could ask for any size: nothing is allocated before its shapes are those of the file.
+        with torch.device("meta"):
+            module = module_from_description(header.model)
+        fill(module, tensors, source)
+        module = module.to_empty(device="cpu")
     else:
         raise QuantGolfError(
             f"{source} does not say how its module is built, expected the module it was compressed from; "
             "give --model path/to/script.py:factory"
         )
     module = module.float()
-    fill(module, restore(coded), source)
+    fill(module, tensors, source)
     return module
 
 

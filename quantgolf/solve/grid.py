@@ -8,7 +8,7 @@ from quantgolf.errors import QuantGolfError
 # On the demo and the golf model the median row wants 0.40 of its range at 2 bits, 0.64 at 3 and 0.82 at 4; one row in
 # a hundred wants less than 0.3 at 2 bits, 0.46 at 3 and 0.62 at 4.
 RATIOS = torch.linspace(0.2, 1.0, 41).tolist()
-SMALLEST = torch.finfo(torch.float16).tiny  # smallest normal number: below it a step loses its precision
+SMALLEST = 2.0**-24  # fp16's smallest number; that steps near it are coarse costs little, codes follow the rounded step
 
 
 def top_level(bits: int) -> int:
@@ -26,7 +26,7 @@ def absmax_steps(weight: Tensor, bits: int) -> Tensor:
 
 
 def as_steps(step: Tensor) -> Tensor:
-    """Steps [N] rounded to fp16, at least the smallest normal number (a row of zeros has to have some)."""
+    """Steps [N] rounded to fp16, at least the smallest there is (a row of zeros has to have some)."""
     rounded = step.clamp(min=SMALLEST).to(torch.float16)
     if rounded.isinf().any():
         raise QuantGolfError(

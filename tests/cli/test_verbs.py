@@ -229,6 +229,9 @@ def test_the_demo_runs_and_its_table_is_of_its_files(run: Run, tmp_path: Path) -
     assert document["methods"]["gptq"]["kl_bpb"]["value"] < document["methods"]["rtn"]["kl_bpb"]["value"]
     assert document["float_bpb"] < 0.8 * min(document["text_compressors_bpb"].values())
     assert Path(document["picture"]).read_bytes().startswith(b"\x89PNG")
+    file = document["methods"]["gptq"]["file"]
+    again = json.loads(run("eval", file, "--data", "demo", "--tokens", 4096, "--json")[1])
+    assert again["bpb"] == pytest.approx(document["methods"]["gptq"]["bpb"], abs=1e-6)
     status, _, err = run("demo", "--out", folder, "--max-bytes", "1kB")
     assert status == 3 and "cannot be met" in err
     (tmp_path / "file").write_text("x")

@@ -75,6 +75,16 @@ def test_a_uniform_model_pays_its_vocabulary(tokenizer: Tokenizer) -> None:
     assert same.kl_bpb == 0
 
 
+def test_models_are_measured_without_dropout_and_left_as_they_came(tokenizer: Tokenizer) -> None:
+    class Dropping(Bigram):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return F.dropout(super().forward(tokens), 0.5, self.training)
+
+    text, model = corpus_from_texts(TEXTS, tokenizer), Dropping(1).train()
+    assert evaluate(model, text).bpb == evaluate(Bigram(1), text).bpb
+    assert model.training
+
+
 def test_progress_reaches_the_end(tokenizer: Tokenizer) -> None:
     seen: list[tuple[int, int]] = []
     text = corpus_from_texts(TEXTS, tokenizer)

@@ -48,7 +48,12 @@ def test_fresh_weights_are_repeatable_and_start_as_the_identity() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [({"dim": 0}, "dim is 0"), ({"kv_heads": 3}, "heads is 4, expected a multiple"), ({"dim": 12}, "dim is 12")],
+    [
+        ({"dim": 0}, "dim is 0"),
+        ({"layers": 10**9}, "layers is 1000000000"),
+        ({"kv_heads": 3}, "heads is 4, expected a multiple"),
+        ({"dim": 12}, "dim is 12"),
+    ],
 )
 def test_impossible_shapes_are_refused(changes: dict[str, int], message: str) -> None:
     with pytest.raises(QuantGolfError, match=message):

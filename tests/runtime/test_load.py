@@ -69,6 +69,15 @@ def test_restored_tensors_have_names_shapes_and_exact_values(tmp_path: Path) -> 
     assert tensors["again"].flatten().tolist() == [c * s for s, r in ((0.5, range(-6, 0)), (0.25, range(6))) for c in r]
 
 
+def test_forged_descriptions_allocate_nothing(tmp_path: Path) -> None:
+    """A terabyte of embedding, and more layers than a computer builds in a day."""
+    coded = encode_model([Entry("emb.weight", torch.zeros(4, 8))])
+    for config in ({"vocab_size": 2**30, "dim": 256}, {"vocab_size": 4, "dim": 8, "layers": 10**9}, {"dim": 2**62}):
+        write_blob(tmp_path / "a.qg", pack(coded, {"family": "golf", "config": config}), overwrite=True)
+        with pytest.raises(QuantGolfError):
+            load(tmp_path / "a.qg")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_files_load_onto_the_gpu(tiny: Checkpoint, tmp_path: Path) -> None:

@@ -49,5 +49,8 @@ def test_rows_of_zeros_get_a_step_and_huge_rows_are_refused() -> None:
     w = torch.zeros(2, 4)
     assert absmax_steps(w, 4).tolist() == [SMALLEST, SMALLEST]
     assert not nearest(w, absmax_steps(w, 4), 4).any()
+    tiny = torch.linspace(-1e-4, 1e-4, 50)[None]
+    step = absmax_steps(tiny, 8)
+    assert float((nearest(tiny, step, 8) * step.float() - tiny).abs().max()) < 2e-6
     with pytest.raises(QuantGolfError, match=r"needs the step 1e\+06, expected at most 65504"):
         as_steps(torch.tensor([1.0, 1e6]))
