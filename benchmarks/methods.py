@@ -6,7 +6,8 @@
 
 Prints a table with the limit beside each measurement and, with --out, appends JSON lines. KL is that of the
 reloaded file to the float model in bits per byte; "below" is the KL saved against the method of the line
-before, with its paired 95% interval over documents: above zero means the better method really is.
+before, with its paired 95% interval over documents: above zero means the better method really is. The last column
+compares KL in nats a token with the loss the solver predicted from calibration.
 """
 
 import json
@@ -19,6 +20,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 import typer
 from torch import nn
@@ -35,34 +37,39 @@ from quantgolf.solve import SolveOptions, prepare, solve
 from quantgolf.types import EvalResult, Interval, WeightStats
 
 Row = dict[str, Any]
-Run = Iterator[tuple[str, nn.Module, int, float, int | None]]
+Run = Iterator[tuple[str, nn.Module, int, float, int | None, float]]
 
 
 def at_fixed_width(source: Checkpoint, stats: dict[str, WeightStats], bits: int) -> Run:
-    """Every weight at the same width, nothing coded: method, module, bytes of packed codes, bits, no limit."""
+    """Every weight at the same width, nothing coded: method, module, bytes of packed codes, bits, no limit,
+    predicted loss."""
     for solver in Solver:
-        module, packed = deepcopy(source.module), 0
+        module, packed, loss = deepcopy(source.module), 0, 0.0
         targets = dict(weights(module))
         for name, known in stats.items():
-            tensor, _ = solve(prepare(source.tensors[name].float(), known, solver.value, SolveOptions()), bits)
+            tensor, report = solve(prepare(source.tensors[name].float(), known, solver.value, SolveOptions()), bits)
             packed += tensor.codes.numel() * bits // 8
+            loss += report.loss
             with torch.no_grad():
                 targets[name].copy_(tensor.dequantize())
-        yield solver.value, module, packed, float(bits), None
+        yield solver.value, module, packed, float(bits), None, loss
 
 
 def at_equal_bytes(source: Checkpoint, stats: dict[str, WeightStats], limit: int, folder: Path) -> Run:
-    """Every method's file under the same limit, read back: method, module, file bytes, bits per weight, limit."""
+    """Every method's file under the same limit, read back: method, module, file bytes, bits per weight,
+    limit, predicted loss."""
     for solver in Solver:
         result = compress(source, stats, max_bytes=limit, solver=solver.value)
         path = folder / f"{solver.value}-{limit}.qg"
         result.write(path)
-        yield solver.value, load(path, deepcopy(source.module)), path.stat().st_size, result.bpw, limit
+        loss = sum(report.loss for report in result.reports.values())
+        yield solver.value, load(path, deepcopy(source.module)), path.stat().st_size, result.bpw, limit, loss
 
 
 def row_of(result: EvalResult, base: EvalResult, before: EvalResult | None, seed: int) -> Row:
     """The measurements of one method."""
     row = {"bpb": result.bpb, "float_bpb": base.bpb}
+    row["kl_nats"] = float((result.kl if result.kl is not None else np.empty(0)).sum() / result.tokens.sum())
     row |= spelled("delta_bpb", difference(result, base, seed=seed)) | spelled("kl", kl_interval(result, seed=seed))
     return row | (spelled("below", kl_difference(before, result, seed=seed)) if before is not None else {})
 
@@ -101,11 +108,12 @@ def main(
         runs += [at_equal_bytes(source, stats, parse_size(limit), Path(folder)) for limit in max_bytes or ()]
         for run in runs:
             before = None
-            for method, module, size, bpw, limit in run:
+            for method, module, size, bpw, limit, loss in run:
                 result, base = evaluate_against(module, source.module, text, length=length)
                 row: Row = {
                     "checkpoint": Path(checkpoint).name, "method": method, "coded": limit is not None,
                     "limit": limit, "bytes": size, "bpw": bpw, **row_of(result, base, before, seed),
+                    "predicted_nats": loss,
                     "scored_tokens": int(result.tokens.sum()), "documents": len(result.bytes),
                     "unknown_pieces": result.unknown, "calibration_tokens": stats[next(iter(stats))].tokens,
                     "python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(),
@@ -129,8 +137,19 @@ def print_table(rows: list[Row]) -> None:
             row["method"], limit, f"{row['bytes']:,}", f"{row['bpw']:.3f}", f"{row['bpb']:.5f}",
             f"{row['delta_bpb']:+.5f} ({row['delta_bpb_low']:+.5f} to {row['delta_bpb_high']:+.5f})",
             f"{row['kl']:.5f} ({row['kl_low']:.5f} to {row['kl_high']:.5f})", saved,
+            f"{row['kl_nats']:.4f} ({row['predicted_nats']:.4f})",
         ))  # fmt: skip
-    columns = ("method", "limit", "bytes", "bpw", "BPB", "ΔBPB", "KL, bits/byte", "below the line before")
+    columns = (
+        "method",
+        "limit",
+        "bytes",
+        "bpw",
+        "BPB",
+        "ΔBPB",
+        "KL, bits/byte",
+        "below the line before",
+        "nats/token (predicted)",
+    )
     console = show.console(False)
     console.print(show.table(f"float model: {rows[0]['float_bpb']:.5f} BPB", columns, lines))
 
