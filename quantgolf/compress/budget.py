@@ -71,7 +71,7 @@ def unreachable(max_bytes: int, nearest: int, bits: Mapping[str, int]) -> Budget
     widths = sorted(set(bits.values()))
     which = f"{widths[0]} bits everywhere" if len(widths) == 1 else "the widths given"
     return BudgetError(
-        f"budget of {max_bytes:,} bytes cannot be met: with {which} file and code take {nearest:,}; "
+        f"budget of {max_bytes:,} bytes cannot be met: with {which} file and code take up to {nearest:,}; "
         f"give --max-bytes {nearest} or more, or a smaller model",
         nearest,
     )
