@@ -65,7 +65,7 @@ def main(
         checkpoint, calibration, tokenizer, documents, True, calibration_tokens + length, Part.calibration
     )
     text = inputs.open_text(checkpoint, data, tokenizer, documents, True, tokens, Part.validation)
-    stats = calibrate(source, learn, tokens=calibration_tokens, length=length)
+    stats = calibrate(source, learn, tokens=calibration_tokens, length=length).stats
     rows = []
     for width in bits or (3, 4):
         default = None

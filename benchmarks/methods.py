@@ -34,19 +34,19 @@ from quantgolf.compress import calibrate, compress
 from quantgolf.evaluate import difference, evaluate_against, kl_difference, kl_interval
 from quantgolf.runtime import load
 from quantgolf.solve import SolveOptions, prepare, solve
-from quantgolf.types import EvalResult, Interval, WeightStats
+from quantgolf.types import Calibration, EvalResult, Interval
 
 Row = dict[str, Any]
 Run = Iterator[tuple[str, nn.Module, int, float, int | None, float]]
 
 
-def at_fixed_width(source: Checkpoint, stats: dict[str, WeightStats], bits: int) -> Run:
+def at_fixed_width(source: Checkpoint, calibration: Calibration, bits: int) -> Run:
     """Every weight at the same width, nothing coded: method, module, bytes of packed codes, bits, no limit,
     predicted loss."""
     for solver in Solver:
         module, packed, loss = deepcopy(source.module), 0, 0.0
         targets = dict(weights(module))
-        for name, known in stats.items():
+        for name, known in calibration.stats.items():
             tensor, report = solve(prepare(source.tensors[name].float(), known, solver.value, SolveOptions()), bits)
             packed += tensor.codes.numel() * bits // 8
             loss += report.loss
@@ -55,11 +55,11 @@ def at_fixed_width(source: Checkpoint, stats: dict[str, WeightStats], bits: int)
         yield solver.value, module, packed, float(bits), None, loss
 
 
-def at_equal_bytes(source: Checkpoint, stats: dict[str, WeightStats], limit: int, folder: Path) -> Run:
+def at_equal_bytes(source: Checkpoint, calibration: Calibration, limit: int, folder: Path) -> Run:
     """Every method's file under the same limit, read back: method, module, file bytes, bits per weight,
     limit, predicted loss."""
     for solver in Solver:
-        result = compress(source, stats, max_bytes=limit, solver=solver.value)
+        result = compress(source, calibration, max_bytes=limit, solver=solver.value)
         path = folder / f"{solver.value}-{limit}.qg"
         result.write(path)
         loss = sum(report.loss for report in result.reports.values())
@@ -101,11 +101,11 @@ def main(
     text = inputs.open_text(checkpoint, data, tokenizer, documents, bos, tokens, Part.validation)
     console, rows = show.console(False), []
     started = time.monotonic()
-    stats = calibrate(source, learn, tokens=calibration_tokens, length=length, seed=seed)
-    console.print(f"calibrated on {stats[next(iter(stats))].tokens:,} tokens in {time.monotonic() - started:.1f} s")
+    learned = calibrate(source, learn, tokens=calibration_tokens, length=length, seed=seed)
+    console.print(f"calibrated on {learned.tokens:,} tokens in {time.monotonic() - started:.1f} s")
     with tempfile.TemporaryDirectory() as folder:
-        runs = [at_fixed_width(source, stats, width) for width in bits or (3, 4)]
-        runs += [at_equal_bytes(source, stats, parse_size(limit), Path(folder)) for limit in max_bytes or ()]
+        runs = [at_fixed_width(source, learned, width) for width in bits or (3, 4)]
+        runs += [at_equal_bytes(source, learned, parse_size(limit), Path(folder)) for limit in max_bytes or ()]
         for run in runs:
             before = None
             for method, module, size, bpw, limit, loss in run:
@@ -115,7 +115,7 @@ def main(
                     "limit": limit, "bytes": size, "bpw": bpw, **row_of(result, base, before, seed),
                     "predicted_nats": loss,
                     "scored_tokens": int(result.tokens.sum()), "documents": len(result.bytes),
-                    "unknown_pieces": result.unknown, "calibration_tokens": stats[next(iter(stats))].tokens,
+                    "unknown_pieces": result.unknown, "calibration_tokens": learned.tokens,
                     "python": platform.python_version(), "torch": torch.__version__, "machine": platform.machine(),
                 }  # fmt: skip
                 rows.append(row)

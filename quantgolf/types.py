@@ -5,6 +5,7 @@ width of a code, `step` the distance between two neighbouring levels.
 """
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,29 +16,64 @@ from torch import Tensor
 
 from quantgolf_kernels import dequantize
 
+ROWS_AT_ONCE = 1 << 22  # numbers of a weight's error that are priced at once
+
 
 @dataclass(frozen=True)
 class WeightUse:
     """One way a weight meets activations.
 
     Attributes:
-        kind: "linear", or "lookup" for the rows of an embedding table.
+        kind: "linear"; "lookup" for the rows of an embedding table; "crossed" for y = x W where another use of the
+            weight is y = x Wᵀ, so that its rows are inputs here.
         row: [N] fp32. Linear: mean over visits of the squared gradient of the summed token loss at output i
-            (the diagonal of G). Lookup: how often row i is read per token of text.
-        column: [K, K] fp32. Linear: sum over visits of x xᵀ, divided by the text's tokens (H). Lookup: mean
-            over visits of g gᵀ, g the gradient at the embedding's output.
+            (the diagonal of G). Lookup: how often row i is read per token of text. Crossed: sum over visits of
+            x_i², divided by the text's tokens.
+        column: [K, K] fp32. Linear: sum over visits of x xᵀ, divided by the text's tokens (H). Lookup and crossed:
+            mean over visits of g gᵀ, g the gradient at the output.
         visits: rows of activations that were seen.
     """
 
-    kind: Literal["linear", "lookup"]
+    kind: Literal["linear", "lookup", "crossed"]
     row: Tensor
     column: Tensor
     visits: int
 
 
 @dataclass(frozen=True)
+class Block:
+    """A weight matrix inside a parameter, which may hold several (a bank of layers, experts, q and k and v).
+
+    The parameter, seen as [R, C] with its first `lead` dimensions merged into R, holds the block in its rows
+    `start` to `stop`: as [N out, K in] where it stands upright, as [K in, N out] where it is transposed.
+    """
+
+    parameter: str
+    lead: int
+    start: int
+    stop: int
+    transposed: bool = False
+
+    def matrix(self, tensor: Tensor) -> Tensor:
+        """The block [N, K] of a tensor of the parameter's shape, a view where the tensor is contiguous."""
+        rows = tensor.reshape(math.prod(tensor.shape[: self.lead]), -1)[self.start : self.stop]
+        return rows.T if self.transposed else rows
+
+    def name(self, shape: Sequence[int]) -> str:
+        """What the block of a parameter of this shape is called: the parameter's name where it is all of it,
+        `bank.3` where it is one entry of the first dimension, `qkv.0-512` for rows of several or of a part."""
+        rows = math.prod(shape[: self.lead])
+        if self.start == 0 and self.stop == rows:
+            return self.parameter
+        each = rows // shape[0]
+        if self.start % each == 0 and self.stop - self.start == each and self.lead > 1:
+            return f"{self.parameter}.{self.start // each}"
+        return f"{self.parameter}.{self.start}-{self.stop}"
+
+
+@dataclass(frozen=True)
 class WeightStats:
-    """What calibration learned about one weight: all its uses, and the tokens of text behind them.
+    """What calibration learned about one weight matrix: all its uses, and the tokens of text behind them.
 
     Changing the weight by E raises the loss by about ½ Σ_u Σ_i row_u[i] · E_i column_u E_iᵀ nats per token.
     """
@@ -48,7 +84,10 @@ class WeightStats:
 
     def hessian(self) -> Tensor:
         """H̄ = Σ_u mean(row_u) · column_u, [K, K] fp32: the one column matrix the solvers work with."""
-        return torch.stack([use.row.mean() * use.column for use in self.uses]).sum(0)
+        total = self.uses[0].row.mean() * self.uses[0].column
+        for use in self.uses[1:]:
+            total += use.row.mean() * use.column
+        return total
 
     def row_weight(self) -> Tensor:
         """r_i⁻² = Σ_u row_u[i] · tr column_u / tr H̄, [N] fp32: how much the loss feels each output row."""
@@ -59,8 +98,54 @@ class WeightStats:
 
     def loss(self, error: Tensor) -> float:
         """Predicted rise of the loss in nats per token for a weight error [N, K]."""
-        error = error.to(self.uses[0].column)
-        return 0.5 * sum(float(((error @ use.column) * error).sum(1).double() @ use.row.double()) for use in self.uses)
+        total = 0.0
+        at_once = max(1, ROWS_AT_ONCE // error.shape[1])
+        for start in range(0, len(error), at_once):
+            part = error[start : start + at_once].to(self.uses[0].column)
+            for use in self.uses:
+                row = use.row[start : start + at_once].double()
+                total += 0.5 * float(((part @ use.column) * part).sum(1).double() @ row)
+        return total
+
+
+@dataclass(frozen=True)
+class ParameterReport:
+    """What calibration saw of one parameter, and what becomes of it.
+
+    Attributes:
+        status: "captured", "small" (steps would cost more than they save), "partly" (some rows were never used), or
+            "not seen".
+        uses: where it was met and how often, `linear ×12 (49,152 rows)`; one entry a kind of operation.
+        fewest: rows of activations that its least used block saw; 0 where it has none.
+        why: why it is not (wholly) captured; empty where it is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    status: Literal["captured", "small", "partly", "not seen"]
+    uses: tuple[str, ...]
+    fewest: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What one pass over text taught about a model.
+
+    Attributes:
+        stats: by the name of the matrix (`Block.name`), in the model's order; may read from disk at each access.
+        blocks: which matrix of which parameter each is.
+        parameters: what was seen of every parameter.
+        tokens: of text.
+        labels: "sampled" from the model's prediction (the Fisher information), or the "targets" of a model that
+            gives nothing but a loss.
+    """
+
+    stats: Mapping[str, WeightStats]
+    blocks: dict[str, Block]
+    parameters: tuple[ParameterReport, ...]
+    tokens: int
+    labels: Literal["sampled", "targets"]
 
 
 @dataclass(frozen=True)
@@ -111,24 +196,41 @@ class BitPlan:
 
 
 @dataclass(frozen=True)
+class CodedBlock:
+    """Consecutive rows of a tensor that are coded alike.
+
+    Attributes:
+        rows: of the tensor seen as [R, C].
+        stored: spelling of the dtype the values are kept in; None for quantized rows.
+        bits: width of the codes; None for rows kept as they are.
+        codes: the coded codes of quantized rows, empty otherwise.
+        transposed: whether the codes are those of the rows' transpose, [N, K] = [C, rows].
+    """
+
+    rows: int
+    stored: str | None
+    bits: int | None
+    codes: bytes
+    transposed: bool = False
+
+
+@dataclass(frozen=True)
 class CodedTensor:
     """One tensor of a file.
 
     Attributes:
         name: as in the checkpoint; `aliases` are further names of the same storage.
-        shape: of the checkpoint's tensor; a quantized one is coded as [shape[0], product of the rest].
+        shape: of the checkpoint's tensor.
         dtype: the checkpoint's, as safetensors spells it ("F16", "BF16", "F32", "I64", …).
-        stored: spelling of the dtype the values are kept in; None for a quantized weight.
-        bits: width of the codes; None for a tensor kept as it is.
-        codes: the coded codes of a quantized weight, empty otherwise.
+        lead: how many of its first dimensions are merged into the rows R of [R, C]; 0 makes it one row.
+        blocks: all its rows, in order. Kept whole, it is one block of lead 0.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    stored: str | None
-    bits: int | None
-    codes: bytes
+    lead: int
+    blocks: tuple[CodedBlock, ...]
     aliases: tuple[str, ...] = ()
 
 

@@ -1,5 +1,6 @@
 """What several rooms' tests share: the demo model's statistics, and a model small enough to do anything with."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from quantgolf.cli.inputs import Part, demo_texts
 from quantgolf.compress import calibrate
 from quantgolf.data import Corpus, Tokenizer, corpus_from_texts
 from quantgolf.models.golf import Golf, GolfConfig
-from quantgolf.types import WeightStats
+from quantgolf.types import Calibration, WeightStats
 
 TINY = GolfConfig(vocab_size=1024, dim=32, layers=2, heads=2, kv_heads=1, mlp_mult=2)
 
@@ -22,9 +23,13 @@ class DemoCase:
     """The demo model, calibrated, with text to measure on."""
 
     source: Checkpoint
-    stats: dict[str, WeightStats]
+    calibration: Calibration
     text: Corpus
     tokenizer: Tokenizer
+
+    @property
+    def stats(self) -> Mapping[str, WeightStats]:
+        return self.calibration.stats
 
 
 @pytest.fixture(scope="session")

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 from quantgolf.encode.dtypes import DTYPES
+from quantgolf.encode.place import rows_and_columns
 from quantgolf.encode.varint import DAMAGED, Cursor, varint
 from quantgolf.errors import FormatError, QuantGolfError
-from quantgolf.types import CodedModel, CodedTensor
+from quantgolf.types import CodedBlock, CodedModel, CodedTensor
 
 DTYPE_NAMES = tuple(DTYPES)
-KEPT = 0x80
+CUT, TRANSPOSED, KEPT = 0x01, 0x40, 0x80
 MAX_NAME_BYTES = 1 << 24
 
 # Part of format version 0, to the byte.
@@ -28,14 +29,14 @@ WORDS = (
 
 
 def write_header(coded: CodedModel, model: dict[str, Any] | None) -> bytes:
-    """Model description, then columns over all tensors: names, shapes, dtypes, storage, and bytes of each stream.
+    """Model description, then columns over all tensors: names, shapes, dtypes, storage, cuts, and bytes of each stream.
 
     Raises:
         QuantGolfError: a description JSON cannot hold, or a name UTF-8 cannot.
     """
     tensors = coded.tensors
     description = b"" if model is None else _to_json(model)
-    lengths = [len(tensor.codes) for tensor in tensors if tensor.bits is not None]
+    lengths = [len(block.codes) for tensor in tensors for block in tensor.blocks if block.bits is not None]
     return b"".join(
         [
             varint(len(description)),
@@ -45,7 +46,8 @@ def write_header(coded: CodedModel, model: dict[str, Any] | None) -> bytes:
             *_front_coded(name for tensor in tensors for name in (tensor.name, *tensor.aliases)),
             *(varint(size) for tensor in tensors for size in (len(tensor.shape), *tensor.shape)),
             bytes(DTYPE_NAMES.index(tensor.dtype) for tensor in tensors),
-            bytes(map(_storage, tensors)),
+            bytes(_storage(tensor.blocks[0]) if _is_whole(tensor) else CUT for tensor in tensors),
+            *(_write_cut(tensor) for tensor in tensors if not _is_whole(tensor)),
             *map(varint, (*lengths, len(coded.steps), len(coded.small))),
         ]
     )
@@ -68,17 +70,21 @@ def read_header(data: bytes, payload: Cursor) -> tuple[dict[str, Any] | None, Co
     named = [(next(names), tuple(next(names) for _ in range(more))) for more in aliases]
     shapes = [tuple(cursor.varint() for _ in range(cursor.varint())) for _ in each]
     dtypes = [_dtype(index) for index in cursor.take(count)]
-    storage = [(None, byte) if byte < KEPT else (_dtype(byte - KEPT), None) for byte in cursor.take(count)]
-    lengths = [0 if bits is None else cursor.varint() for _, bits in storage]
+    storage = cursor.take(count)
+    cuts = [
+        _read_cut(cursor) if kind == CUT else _whole(kind, shape) for kind, shape in zip(storage, shapes, strict=True)
+    ]
+    lengths = [[cursor.varint() if kind < KEPT else 0 for kind in kinds] for _, _, kinds in cuts]
     steps, small = cursor.varint(), cursor.varint()
     cursor.finish()
-    tensors = tuple(
-        CodedTensor(name, shape, dtype, stored, bits, payload.take(length), others)
-        for (name, others), shape, dtype, (stored, bits), length in zip(
-            named, shapes, dtypes, storage, lengths, strict=True
-        )
-    )
-    return model, CodedModel(tensors, payload.take(steps), payload.take(small))
+    tensors = []
+    for (name, others), shape, dtype, (lead, rows, kinds), sizes in zip(
+        named, shapes, dtypes, cuts, lengths, strict=True
+    ):
+        parts = zip(rows, kinds, sizes, strict=True)
+        blocks = tuple(_block(row, kind, payload.take(size)) for row, kind, size in parts)
+        tensors.append(CodedTensor(name, shape, dtype, lead, blocks, others))
+    return model, CodedModel(tuple(tensors), payload.take(steps), payload.take(small))
 
 
 def _front_coded(names: Iterable[str]) -> Iterator[bytes]:
@@ -114,9 +120,43 @@ def _names(cursor: Cursor) -> Iterator[str]:
             raise FormatError(f"the header has the name {name!r}, expected UTF-8; {DAMAGED}") from error
 
 
-def _storage(tensor: CodedTensor) -> int:
-    """One byte: the width of the codes, or 128 + the dtype a kept tensor is stored in."""
-    return KEPT | DTYPE_NAMES.index(tensor.stored) if tensor.stored is not None else tensor.bits or 0
+def _storage(block: CodedBlock) -> int:
+    """One byte: the width of the codes, + 64 if transposed, or 128 + the dtype that kept rows are stored in."""
+    if block.stored is not None:
+        return KEPT | DTYPE_NAMES.index(block.stored)
+    return (block.bits or 0) | TRANSPOSED * block.transposed
+
+
+def _block(rows: int, kind: int, codes: bytes) -> CodedBlock:
+    """The block that has that storage byte."""
+    if kind >= KEPT:
+        return CodedBlock(rows, _dtype(kind - KEPT), None, codes)
+    return CodedBlock(rows, None, kind & ~TRANSPOSED, codes, bool(kind & TRANSPOSED))
+
+
+def _is_whole(tensor: CodedTensor) -> bool:
+    """Whether one storage byte tells all: a single block, of lead 1 where it is quantized and 0 where it is kept."""
+    return len(tensor.blocks) == 1 and tensor.lead == (tensor.blocks[0].stored is None)
+
+
+def _whole(kind: int, shape: tuple[int, ...]) -> tuple[int, list[int], bytes]:
+    """Lead, rows and storage of the one block of a tensor with that storage byte."""
+    lead = int(kind < KEPT)
+    return lead, [rows_and_columns(shape, lead)[0]], bytes([kind])
+
+
+def _write_cut(tensor: CodedTensor) -> bytes:
+    """Lead, number of blocks, the rows of each, the storage byte of each."""
+    numbers = (tensor.lead, len(tensor.blocks), *(block.rows for block in tensor.blocks))
+    return b"".join(map(varint, numbers)) + bytes(map(_storage, tensor.blocks))
+
+
+def _read_cut(cursor: Cursor) -> tuple[int, list[int], bytes]:
+    """Lead, rows and storage of each block, as `_write_cut` wrote them."""
+    lead, count = cursor.varint(), cursor.varint()
+    if count > cursor.left:
+        raise FormatError(f"the header declares {count} blocks in {cursor.left} bytes; {DAMAGED}")
+    return lead, [cursor.varint() for _ in range(count)], cursor.take(count)
 
 
 def _dtype(index: int) -> str:

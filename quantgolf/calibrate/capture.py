@@ -1,123 +1,166 @@
-"""Which weight met which activations: a function mode, so that a model needs no particular module types.
+"""The function mode that sees every use of every parameter, and the state a model is in while it looks.
 
-`F.linear` and `F.embedding` are caught wherever they are called, `nn.Linear` or not; a weight is recognised by
-being one of the model's parameters. So a head tied to the embedding, `F.linear(x, emb.weight)`, is simply a
-second use of the same weight.
+No module types are needed: operations are caught wherever they are called, and a weight is recognised by the memory
+it lies in.
 """
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from quantgolf.calibrate.record import Recorder
+from quantgolf.calibrate.track import Tracker
+from quantgolf.calibrate.uses import read_uses
 
-@dataclass
-class Sums:
-    """Running sums of one use of one weight; `collect` turns them into a `WeightUse`."""
-
-    kind: Literal["linear", "lookup"]
-    row: Tensor
-    column: Tensor
-    visits: int = 0
-
-
-@dataclass
-class Visit:
-    """One call that used a weight: the sums it belongs to and the output whose gradient is still to come."""
-
-    sums: Sums
-    output: Tensor
-
-
-@dataclass
-class Recorder:
-    """The sums of every (weight, kind of use) met so far, and the visits of the forward pass under way."""
-
-    sums: dict[tuple[str, str], Sums] = field(default_factory=dict)
-    visits: list[Visit] = field(default_factory=list)
-    _input: Tensor | None = None
-    _gram: Tensor | None = None
-
-    def linear(self, name: str, weight: Tensor, x: Tensor, output: Tensor) -> None:
-        """Adds x xᵀ; the gradient of `output` follows in `backward`."""
-        sums = self._sums("linear", name, weight)
-        sums.column += self._gram_of(x)
-        sums.visits += x.numel() // x.shape[-1]
-        self.visits.append(Visit(sums, output))
-
-    def lookup(self, name: str, weight: Tensor, tokens: Tensor, output: Tensor) -> None:
-        """Adds how often each row was read; the gradient of `output` follows in `backward`."""
-        sums = self._sums("lookup", name, weight)
-        sums.row += torch.bincount(tokens.flatten(), minlength=len(weight))
-        sums.visits += tokens.numel()
-        self.visits.append(Visit(sums, output))
-
-    def backward(self, loss: Tensor) -> None:
-        """Adds the gradients of `loss` (summed over tokens, nats) at the outputs of this forward pass."""
-        visits, self.visits = self.visits, []
-        self._input = self._gram = None
-        gradients = torch.autograd.grad(loss, [visit.output for visit in visits], allow_unused=True)
-        for visit, gradient in zip(visits, gradients, strict=True):
-            if gradient is None:  # an output that did not reach the loss: its gradient is zero
-                continue
-            g = gradient.flatten(0, -2).float()
-            if visit.sums.kind == "linear":
-                visit.sums.row += g.square().sum(0)
-            else:
-                visit.sums.column += gram(g)
-
-    def _sums(self, kind: Literal["linear", "lookup"], name: str, weight: Tensor) -> Sums:
-        if (name, kind) not in self.sums:
-            rows, columns = weight.shape
-            zeros = torch.zeros
-            self.sums[name, kind] = Sums(
-                kind, zeros(rows, device=weight.device), zeros(columns, columns, device=weight.device)
-            )
-        return self.sums[name, kind]
-
-    def _gram_of(self, x: Tensor) -> Tensor:
-        """x xᵀ summed over positions, in fp32; the last one is kept, because q, k and v share their input."""
-        if self._gram is None or x is not self._input:
-            self._input, self._gram = x, gram(x.detach().flatten(0, -2).float())
-        return self._gram
-
-
-def gram(rows: Tensor) -> Tensor:
-    """rowsᵀ rows in fp32 whatever the autocast state: in bf16 the sum stops being positive definite."""
-    with torch.autocast(rows.device.type, enabled=False):
-        return rows.T @ rows
+# Functions written in Python whose inner operations are looked at instead of themselves.
+NOT_REENTRANT = "_checkpoint_without_reentrant_generator"  # what runs around a checkpointed function
+TRANSPARENT: set[Callable[..., Any]] = {F.multi_head_attention_forward}
+# In place, though no single underscore ends their names; and those that change no numbers.
+CHANGES = {"__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__"}
+HARMLESS = {"requires_grad_", "detach_"}
+# They look at a tensor's shape, dtype and device, not at its numbers: at those of any, or of what comes second.
+PATTERNS = {"zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like", "new_zeros", "new_ones",
+            "new_empty", "new_full", "new_tensor"}  # fmt: skip
+AFTER = {"to", "type_as", "expand_as", "view_as", "reshape_as"}
 
 
 class Capture(TorchFunctionMode):
-    """While entered, tells `recorder` of every use of `parameters` (name, weight) in linear and embedding calls."""
+    """While entered, tells `recorder` of every use of `parameters` (name, weight)."""
 
     def __init__(self, parameters: Iterable[tuple[str, Tensor]], recorder: Recorder) -> None:
         super().__init__()
-        self.names = {id(weight): name for name, weight in parameters}
-        self.recorder = recorder
+        self.tracker, self.recorder = Tracker(parameters), recorder
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        output = func(*args, **(kwargs or {}))
-        if func is not F.linear and func is not F.embedding:
+        kwargs = kwargs or {}
+        if func in TRANSPARENT:
+            with patch.object(F, "has_torch_function", lambda _: False), self:
+                return func(*args, **kwargs)
+        operation = getattr(func, "__name__", str(func))
+        self._before_change(operation, args)
+        output = func(*args, **kwargs)
+        if not isinstance(output, Tensor) and not _holds_tensors(output):
             return output
-        x, weight = (*args, *(kwargs or {}).values())[:2]
-        name = self.names.get(id(weight))
-        if name is None:
+        knows = self.tracker.knows
+        known = [value for value in _tensors_in((*args, *kwargs.values())) if knows(value)]
+        if not known or operation in PATTERNS or (operation in AFTER and not knows(args[0])):
             return output
-        if not output.requires_grad:  # frozen parameters: the graph starts at the first weight met
-            output.requires_grad_()
+        operation = operation.strip("_")
         with torch.no_grad():
-            record = self.recorder.linear if func is F.linear else self.recorder.lookup
-            record(name, weight, x, output)
+            uses = read_uses(func, args, kwargs, knows)
+            found = [(use, self.tracker.pieces(use.weight, use.shape)) for use in uses]
+            if not found and self.tracker.follow(func, args, kwargs, output):
+                return output
+        met = {piece.home.name for _, pieces in found for piece in pieces}
+        for name in {name for tensor in known for name in self.tracker.names_of(tensor)} - met:
+            self.recorder.pass_over(name, operation)
+        if not found:
+            return output
+        if any(map(self.recorder.wants, met)) and torch.is_grad_enabled() and not output.requires_grad:
+            # The graph begins at the first weight to learn of, so that nothing before it has to be kept. The copy is
+            # no leaf: the model may change it in place.
+            output = output.detach().requires_grad_().clone()
+        with torch.no_grad():
+            for use, pieces in found:
+                self.recorder.meet(use, pieces, output, operation)
         return output
+
+    def _before_change(self, operation: str, args: tuple[Any, ...]) -> None:
+        """A copy of a parameter that is changed in place is another tensor from then on."""
+        changes = operation.endswith("_") and (not operation.endswith("__") or operation in CHANGES)
+        if not changes or operation in HARMLESS or not args or not self.tracker.knows(args[0]):
+            return
+        if self.tracker.is_copy(args[0]):
+            for name in self.tracker.names_of(args[0]):
+                self.recorder.pass_over(name, operation.strip("_"))
+            self.tracker.drop(args[0])
+
+    def forget(self) -> None:
+        """Ends a forward pass."""
+        self.tracker.forget()
+        self.recorder.forget()
+
+
+def _holds_tensors(output: object) -> bool:
+    return isinstance(output, tuple | list) and any(isinstance(item, Tensor) for item in output)
+
+
+def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, tuple | list):
+            yield from (item for item in value if isinstance(item, Tensor))
+
+
+def parameters_of(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter by the first of its names, one that shares another's memory left out."""
+    found: dict[object, tuple[str, nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        place = (parameter.data_ptr(), parameter.shape, parameter.stride()) if parameter.numel() else name
+        found.setdefault(place, (name, parameter))
+    return dict(found.values())
 
 
 def weights(model: nn.Module) -> list[tuple[str, Tensor]]:
-    """The parameters that can be quantized: matrices, each storage once, by the first of its names."""
-    return [(name, p) for name, p in model.named_parameters() if p.ndim == 2 and p.is_floating_point()]
+    """The parameters that may hold weights: floating point ones of two dimensions or more."""
+    return [(name, p) for name, p in parameters_of(model).items() if p.ndim >= 2 and p.is_floating_point()]
+
+
+@contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no gradients of parameters, compiled and checkpointed parts run plainly; all as before after.
+
+    Parameters do not ask for gradients meanwhile, so that none are computed for them: only those of the outputs
+    are wanted.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    asking = [p for p in model.parameters() if p.requires_grad]
+    buffers = [(module._buffers, dict(module._buffers)) for module in model.modules() if module._buffers]
+    values = [(buffer, buffer.clone()) for _, own in buffers for buffer in own.values() if buffer is not None]
+    with ExitStack() as stack:
+        # Reentrant checkpointing runs forward without gradients, and refuses to give those of anything inside; the
+        # other kind compares the operations of forward with those of its second run, which nobody looks at.
+        stack.enter_context(patch.object(torch.utils.checkpoint.CheckpointFunction, "apply", _call))
+        if hasattr(torch.utils.checkpoint, NOT_REENTRANT):
+            stack.enter_context(patch.object(torch.utils.checkpoint, NOT_REENTRANT, _nothing_around))
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(torch.random.fork_rng(devices=sorted(_cuda_devices(model))))
+        try:
+            model.eval()
+            for parameter in asking:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in asking:
+                parameter.requires_grad_(True)
+            for module, training in modes:
+                module.training = training
+            for current, own in buffers:
+                current.clear()
+                current.update(own)
+            with torch.no_grad():
+                for buffer, value in values:
+                    if not torch.equal(buffer, value):
+                        buffer.copy_(value)
+
+
+def _call(function: Callable[..., Any], _preserve: bool, *args: Any) -> Any:
+    return function(*args)
+
+
+def _nothing_around(*_args: Any, **_options: Any) -> Iterator[None]:
+    yield
+
+
+def _cuda_devices(model: nn.Module) -> set[int]:
+    return {p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"}

@@ -1,72 +1,90 @@
-"""Streams calibration text through the model once and returns the statistics of every weight that was used.
+"""Streams calibration text through the model and returns the statistics of every weight that was used.
 
 Labels are drawn from the model's own prediction, not read from the text: that makes the gradients' second
 moment the true Fisher information, which is what the quadratic model of the loss asks for (Kunstner et al.
-2019, arXiv:1905.12558).
+2019, arXiv:1905.12558). A model that gives nothing but a loss is taken at the text's own labels.
+
+The text is summed in `PARTS` parts, and the parts are added in their order, whatever number of processes share
+them: the result is the same to the last bit.
 """
 
-from collections.abc import Callable, Iterable
+import itertools
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from quantgolf.calibrate.capture import Capture, Recorder, weights
+from quantgolf.calibrate.capture import Capture, parameters_of, undisturbed, weights
+from quantgolf.calibrate.record import Recorder
+from quantgolf.calibrate.report import report
+from quantgolf.calibrate.totals import Totals, ordered, refined, statistics
+from quantgolf.checkpoint.call import gives_logits, logits_of, loss_of
 from quantgolf.errors import QuantGolfError
-from quantgolf.types import WeightStats, WeightUse
+from quantgolf.ranks import Ranks
+from quantgolf.types import Calibration
+
+PARTS = 8
+SEEDS_APART = 1_000_003  # batches: torch's generator on a CPU knows no more than 32 bits of a seed
+Batch = tuple[Tensor, Tensor]
 
 
 def collect(
     model: nn.Module,
-    batches: Iterable[Tensor],
+    batches: Iterable[Batch],
     *,
     seed: int = 0,
+    only: Collection[str] | None = None,
+    ranks: Ranks | None = None,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, WeightStats]:
-    """Statistics of every matrix that `F.linear` or `F.embedding` used, by parameter name.
+) -> Calibration:
+    """Statistics of every matrix of every parameter that met activations.
 
     Args:
-        model: `forward(tokens)` → logits [B, L, V]. It leaves as it came: parameters, gradients and mode.
-        batches: input tokens, int64 [B, L], on any device.
+        model: anything `checkpoint.call` understands. It leaves as it came: parameters, buffers, gradients, modes.
+        batches: inputs and targets, int64 [B, L] each, on any device; the same on every rank.
         seed: of the sampled labels.
+        only: parameters to keep statistics of, for models whose statistics do not fit together; None for all.
+        ranks: the processes that share the batches; None for this one alone.
         progress: called with the tokens of each finished batch.
 
     Returns:
-        name → `WeightStats`, on the model's device. A matrix that never met activations is absent.
+        Statistics on the model's device. A matrix that never met activations is absent, and reported.
 
     Raises:
-        QuantGolfError: no tokens, or statistics that are not finite.
+        QuantGolfError: no tokens, a model without gradients, or statistics that are not finite.
     """
-    named = weights(model)
-    device = next(model.parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
-    recorder, tokens_seen = Recorder(), 0
-    training = model.training
-    model.eval()
-    try:
-        for tokens in batches:
-            tokens = tokens.to(device)
-            with torch.enable_grad():
-                with Capture(named, recorder):
-                    logits = model(tokens)
-                recorder.backward(sampled_loss(logits, generator))
-            tokens_seen += tokens.numel()
-            if progress is not None:
-                progress(tokens.numel())
-    finally:
-        model.train(training)
-    if not tokens_seen:
+    batches, ranks = list(batches), ranks or Ranks()
+    tokens = sum(inputs.numel() for inputs, _ in batches)
+    if not tokens:
         raise QuantGolfError("calibration got 0 tokens, expected at least one batch: give it more text")
-    uses: dict[str, list[WeightUse]] = {}
-    for (name, kind), sums in recorder.sums.items():
-        if not (sums.row.isfinite().all() and sums.column.isfinite().all()):
-            raise QuantGolfError(
-                f"calibration of {name} ({kind}) gave values that are not finite, expected finite activations and "
-                "gradients: run the model in fp32, on other calibration text if that does not help"
-            )
-        row, column = (sums.visits, tokens_seen) if kind == "linear" else (tokens_seen, sums.visits)
-        uses.setdefault(name, []).append(WeightUse(sums.kind, sums.row / row, sums.column / column, sums.visits))
-    return {name: WeightStats(name, tuple(uses[name]), tokens_seen) for name, _ in named if name in uses}
+    totals, parts = Totals(), _parts(len(batches))
+    with undisturbed(model):
+        seen, sampled = _look(model, batches[0][0][:1])
+        for first in range(0, len(parts), ranks.world):
+            recorder = Recorder(only, sides=seen.sides, device=_device(model))
+            if first + ranks.rank < len(parts):
+                capture = Capture(weights(model), recorder)
+                for index in parts[first + ranks.rank]:
+                    generator = torch.Generator(_device(model)).manual_seed((seed * SEEDS_APART + index) % 2**32)
+                    _learn(model, capture, *batches[index], generator if sampled else None)
+                    if progress is not None:
+                        progress(batches[index][0].numel() * ranks.world)
+            totals.add(recorder, ranks)
+    return _calibration(model, totals, tokens, sampled)
+
+
+def survey(model: nn.Module, tokens: Tensor) -> Calibration:
+    """What `collect` would see, learned from one forward pass of int64 `tokens` [B, L]; it has no statistics.
+
+    Raises:
+        QuantGolfError: a model that gives neither logits nor a loss.
+    """
+    with undisturbed(model):
+        seen, sampled = _look(model, tokens)
+    totals = Totals()
+    totals.add(seen, Ranks())
+    return _calibration(model, totals, tokens.numel(), sampled)
 
 
 def sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
@@ -79,3 +97,55 @@ def sampled_loss(logits: Tensor, generator: torch.Generator) -> Tensor:
         )
     labels = torch.multinomial(flat.detach().softmax(-1), 1, generator=generator)
     return F.cross_entropy(flat, labels[:, 0], reduction="sum")
+
+
+def _learn(
+    model: nn.Module, capture: Capture, inputs: Tensor, targets: Tensor, generator: torch.Generator | None
+) -> None:
+    """One batch forward and backward under the capture."""
+    inputs, targets = inputs.to(_device(model)), targets.to(_device(model))
+    with torch.enable_grad():
+        with capture:
+            loss = loss_of(model, inputs, targets) if generator is None else logits_of(model, inputs, targets)
+        capture.forget()
+        if generator is not None:
+            loss = sampled_loss(loss, generator)
+        if not loss.requires_grad:
+            raise QuantGolfError(
+                "the model's output has no gradient, expected one to calibrate with: its forward runs under "
+                "torch.no_grad, or meets no parameter that can be followed (see `quantgolf inspect --capture`)"
+            )
+        loss.backward()  # type: ignore[no-untyped-call]
+
+
+def _look(model: nn.Module, tokens: Tensor) -> tuple[Recorder, bool]:
+    """One forward pass without gradients or sums: what there is to see, and whether logits are among it."""
+    recorder = Recorder(only=(), device=_device(model))
+    capture = Capture(weights(model), recorder)
+    with torch.no_grad(), capture:
+        sampled = gives_logits(model, tokens.to(_device(model)))
+    capture.forget()
+    return recorder, sampled
+
+
+def _calibration(model: nn.Module, totals: Totals, tokens: int, sampled: bool) -> Calibration:
+    totals.drop_without_gradient()
+    sums = refined(totals.sums)
+    names = ordered((block for _, block in sums), {name: tuple(p.shape) for name, p in parameters_of(model).items()})
+    return Calibration(
+        parameters=report(model, sums, totals.passed_over),
+        stats=statistics(sums, names, tokens),
+        blocks={name: block for block, name in names.items()},
+        tokens=tokens,
+        labels="sampled" if sampled else "targets",
+    )
+
+
+def _parts(batches: int) -> Sequence[range]:
+    """Batches cut into `PARTS` runs of about the same length, empty ones left out."""
+    edges = [batches * part // PARTS for part in range(PARTS + 1)]
+    return [range(start, stop) for start, stop in itertools.pairwise(edges) if stop > start]
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,13 +1,18 @@
-"""Modules to put checkpoints into: the reference family from its card, or anybody's `script.py:factory`."""
+"""Modules to put checkpoints into: the reference family from its card, anybody's `script.py:factory`, or
+Hugging Face's `hf:PATH`."""
 
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from quantgolf.checkpoint import huggingface
+from quantgolf.checkpoint.read import reason
 from quantgolf.errors import QuantGolfError
 from quantgolf.models.golf import Golf, GolfConfig
 
@@ -16,13 +21,19 @@ def build_model(model: str | Path) -> nn.Module:
     """The module named by `model`, in evaluation mode on the CPU, with whatever weights it starts from.
 
     Args:
-        model: a card (`card.json`, or the folder that holds it) of the reference family, or
-            `path/to/script.py:factory`, where `factory()` returns an `nn.Module` whose `forward(tokens)`
-            gives logits. A script is executed: name only your own.
+        model: a card (`card.json`, or the folder that holds it) of the reference family;
+            `path/to/script.py:factory`, where `factory()` returns an `nn.Module` whose `forward(tokens)` gives
+            logits or whose `forward(tokens, targets)` gives a loss (a script is executed: name only your own); or
+            `hf:PATH`, a folder with Hugging Face's `config.json` or a `.gguf` file, of which the configuration is
+            read and not the weights.
 
     Raises:
-        QuantGolfError: no such file or factory, a card of another family, or a factory that fails.
+        QuantGolfError: no such file or factory, a card of another family, a factory that fails, or a model
+            `transformers` does not know.
     """
+    place = huggingface.path_of(model)
+    if place is not None:
+        return huggingface.from_config(place)
     text = str(model)
     path, colon, factory = text.rpartition(":")
     if colon and path.endswith(".py"):
@@ -32,12 +43,21 @@ def build_model(model: str | Path) -> nn.Module:
 
 def describe_model(model: str | Path | nn.Module) -> dict[str, Any] | None:
     """What a file stores to rebuild the module: the card's family and config; None where the user brings it."""
+    if isinstance(model, nn.Module):
+        model = unwrap(model)
     if isinstance(model, Golf):
-        return {"family": "golf", "config": vars(model.config).copy()}
-    if isinstance(model, nn.Module) or ".py:" in str(model):
+        return {"family": "golf", "config": model.config.described()}
+    if isinstance(model, nn.Module) or ".py:" in str(model) or huggingface.path_of(model) is not None:
         return None
     card = _read_card(Path(model))
     return {"family": card["family"], "config": card["config"]}
+
+
+def unwrap(module: nn.Module) -> nn.Module:
+    """The module itself where `torch.compile` was called on it."""
+    while isinstance(inner := getattr(module, "_orig_mod", None), nn.Module):
+        module = inner
+    return module
 
 
 def module_from_description(description: dict[str, Any]) -> nn.Module:
@@ -65,7 +85,7 @@ def _read_card(path: Path) -> dict[str, Any]:
         card = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise QuantGolfError(
-            f"model {path}: {error.strerror}, expected a card.json or path/to/script.py:factory"
+            f"model {path}: {error.strerror}, expected a card.json, path/to/script.py:factory or hf:PATH"
         ) from error
     except ValueError as error:
         raise QuantGolfError(f"model {path}: not JSON ({error}), expected a card.json") from error
@@ -82,21 +102,38 @@ def _from_script(path: Path, factory: str) -> nn.Module:
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     sys.modules[name] = script  # dataclasses and torch look a class's module up by name
-    try:
-        spec.loader.exec_module(script)
-    except Exception as error:  # whatever the user's own code raises
-        raise QuantGolfError(
-            f"model script {path}: {type(error).__name__}: {error}; it has to import and define {factory}()"
-        ) from error
-    build = getattr(script, factory, None)
-    if not callable(build):
-        raise QuantGolfError(f"model script {path}: has no function {factory!r}, expected one that returns a module")
-    try:
-        module = build()
-    except Exception as error:  # whatever the user's own code raises
-        raise QuantGolfError(f"model script {path}: {factory}() failed, {type(error).__name__}: {error}") from error
+    with _beside(path):
+        try:
+            spec.loader.exec_module(script)
+        except (Exception, SystemExit) as error:  # whatever the user's own code raises; argparse exits
+            raise QuantGolfError(
+                f"model script {path}: {type(error).__name__}: {reason(error)}; it has to import and define {factory}()"
+            ) from error
+        build = getattr(script, factory, None)
+        if not callable(build):
+            raise QuantGolfError(
+                f"model script {path}: has no function {factory!r}, expected one that returns a module"
+            )
+        try:
+            module = build()
+        except (Exception, SystemExit) as error:  # whatever the user's own code raises
+            raise QuantGolfError(
+                f"model script {path}: {factory}() failed, {type(error).__name__}: {reason(error)}; it is called "
+                "without arguments and has to return the model"
+            ) from error
     if not isinstance(module, nn.Module):
         raise QuantGolfError(
             f"model script {path}: {factory}() returned {type(module).__name__}, expected a torch.nn.Module"
         )
-    return module.eval()
+    return unwrap(module).eval()
+
+
+@contextmanager
+def _beside(path: Path) -> Iterator[None]:
+    """While entered, a script finds the modules that lie beside it, as it does when Python runs it."""
+    folder = str(path.parent.resolve())
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)

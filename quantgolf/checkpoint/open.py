@@ -2,63 +2,96 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from quantgolf.checkpoint.model import build_model, describe_model
-from quantgolf.checkpoint.read import read_state
+from quantgolf.checkpoint import huggingface
+from quantgolf.checkpoint.fingerprint import fingerprint
+from quantgolf.checkpoint.finite import refuse_non_finite
+from quantgolf.checkpoint.match import Match, first_names, match, state_of
+from quantgolf.checkpoint.model import build_model, describe_model, unwrap
+from quantgolf.checkpoint.read import Stored
+from quantgolf.checkpoint.shards import locate, read_stored
 from quantgolf.errors import QuantGolfError
+
+CONVERTED = "transformers gave the stored tensors their module's names and shapes, and left out what it does not use"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """A trained model: its module with the weights in place, and the tensors as they were stored.
 
+    Stored fp32 tensors and the module's parameters are the same memory, which may be a mapped file: neither is to
+    be changed in place.
+
     Attributes:
         module: in evaluation mode, computing in fp32.
         tensors: the checkpoint's own tensors by name, each storage once, under the module's first name for it.
-        aliases: the further names of a storage, by that first name (a tied head).
+        aliases: the further names of a storage, by that first name (a tied head). The module decides what is tied:
+            tensors that share storage in a file alone are kept as two.
         description: how to rebuild the module; None where the user has to bring it along.
+        notes: what was done to make the stored tensors fit (prefixes taken off, entries left out), a sentence each.
     """
 
     module: nn.Module
     tensors: dict[str, Tensor]
     aliases: dict[str, tuple[str, ...]]
     description: dict[str, Any] | None
+    notes: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> int:
         """Numbers stored, tied ones once."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of names, dtypes, shapes and numbers, 32 hexadecimal digits (see `quantgolf.checkpoint.fingerprint`)."""
+        return fingerprint(self.tensors)
 
-def open_checkpoint(path: str | Path, model: str | Path | nn.Module) -> Checkpoint:
+
+def open_checkpoint(path: str | Path, model: str | Path | nn.Module | None = None) -> Checkpoint:
     """Reads a checkpoint and puts it into its module.
 
+    Weights that are stored in fp32 exist once: the module's parameters become the stored tensors, which a file is
+    mapped to. Of those stored narrower, the stored tensors stay as they are and the module has them in fp32.
+
     Args:
-        path: a .safetensors, .pt or .pth file.
-        model: a card, `path/to/script.py:factory` (executed), or a module; see `build_model`.
+        path: a .safetensors, .pt, .pth or .bin file, the index of a sharded one, a folder that holds one of these
+            (Hugging Face's among them), or a .gguf file.
+        model: a card, `path/to/script.py:factory` (executed), `hf:PATH`, or a module, which takes the weights
+            over; see `build_model`. None means `hf:PATH` where `path` is a Hugging Face folder or a .gguf file.
 
     Raises:
         QuantGolfError: unreadable, not matching the module (all mismatches in one message), or not finite.
     """
-    state = read_state(Path(path))
-    for name, tensor in state.items():
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            bad = int((~tensor.isfinite()).sum())
-            raise QuantGolfError(
-                f"checkpoint {path}: {name} has {bad} values that are NaN or infinite, expected finite weights; "
-                "take an earlier checkpoint"
-            )
-    module = model.eval() if isinstance(model, nn.Module) else build_model(model)
-    module = module.float()
-    aliases = fill(module, state, f"checkpoint {path}")
-    first = {alias: name for name, others in aliases.items() for alias in others}
-    tensors = {first.get(name, name): tensor for name, tensor in state.items()}
-    return Checkpoint(module, tensors, aliases, describe_model(model))
+    path = Path(path)
+    source = f"checkpoint {path}"
+    found = locate(path)
+    if model is None:
+        model = _implied(path, found)
+    place = huggingface.path_of(model)
+    stored, module = _stored_and_module(path, found, model)
+    fits = match(module, stored.tensors)
+    if fits.problems and place is not None and huggingface.is_hugging_face(path):
+        notes = (
+            *stored.notes,
+            CONVERTED,
+        )
+        stored = Stored(huggingface.convert(path, stored.tensors.values()), notes)
+        fits = match(module, stored.tensors)
+    fits.refuse_problems(source)
+    if isinstance(model, nn.Module):  # is the caller's: left alone where anything is wrong
+        refuse_non_finite(fits.tensors, source)
+        _put(module, fits, share=True)
+    else:  # in this order only one copy of the weights is ever resident
+        _put(module, fits, share=True)
+        refuse_non_finite(fits.tensors, source)
+    return Checkpoint(module, fits.tensors, fits.aliases, describe_model(model), (*stored.notes, *fits.notes))
 
 
 def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> dict[str, tuple[str, ...]]:
@@ -71,31 +104,52 @@ def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> dict[
         QuantGolfError: names missing, names too many, or shapes that differ, listed together; `source` says
             where the tensors come from.
     """
-    targets = module.state_dict(keep_vars=True)
-    first_names: dict[int, str] = {}
-    first = {name: first_names.setdefault(id(target), name) for name, target in targets.items()}
-    given = {first[name] for name in tensors if name in first}
-    problems = [f"missing {name}" for name in targets if first[name] == name and name not in given]
-    problems += [f"surplus {name}" for name in tensors if name not in targets]
-    problems += [
-        f"{name} is {list(tensor.shape)} where the model has {list(targets[name].shape)}"
-        for name, tensor in tensors.items()
-        if name in targets and tensor.shape != targets[name].shape
-    ]
-    aliases: dict[str, tuple[str, ...]] = {}
-    sources: dict[str, str] = {}
-    for name in tensors:
-        if name not in first:
-            continue
-        other = sources.setdefault(first[name], name)
-        if name != other and not torch.equal(tensors[name], tensors[other]):
-            problems.append(f"{name} differs from {other}, which the model ties to it")
-        if name != first[name]:
-            aliases[first[name]] = (*aliases.get(first[name], ()), name)
-    if problems:
-        shown = "; ".join(problems[:12]) + (f"; and {len(problems) - 12} more" if len(problems) > 12 else "")
-        raise QuantGolfError(f"{source} does not match the model: {shown}. Give the model it was trained as")
+    fits = match(module, tensors)
+    fits.refuse_problems(source)
+    _put(module, fits, share=False)
+    return fits.aliases
+
+
+def _implied(path: Path, found: Path) -> str:
+    if found.suffix == ".gguf":
+        return f"{huggingface.PREFIX}{found}"
+    if huggingface.is_hugging_face(path):
+        return f"{huggingface.PREFIX}{path}"
+    raise QuantGolfError(
+        f"checkpoint {path}: --model is missing, expected its card.json, path/to/script.py:factory or hf:PATH"
+    )
+
+
+def _stored_and_module(path: Path, found: Path, model: str | Path | nn.Module) -> tuple[Stored, nn.Module]:
+    """What is stored, and the module it goes into, in fp32; of a GGUF file they are the same memory."""
+    place = huggingface.path_of(model)
+    if found.suffix == ".gguf":
+        built, tensors = huggingface.read_gguf(found)
+        stored = Stored(tensors)
+        if place is not None and place.is_file() and found.samefile(place):
+            return stored, built
+    else:
+        stored = read_stored(path)
+    module = unwrap(model).eval() if isinstance(model, nn.Module) else build_model(model)
+    return stored, module.float()
+
+
+def _put(module: nn.Module, fits: Match, share: bool) -> None:
+    """Gives the module its weights: the tensors themselves where `share` is on and dtype and device agree, which is
+    what `module.to` does to a parameter; copies of them otherwise."""
+    targets = state_of(module)
+    first = first_names(targets)
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            targets[name].copy_(tensor)
-    return aliases
+        for name, target in targets.items():
+            tensor = fits.tensors[first[name]]
+            if share and _interchangeable(target, tensor):
+                target.data = tensor
+            elif first[name] == name or target.is_meta:
+                target.copy_(tensor)
+
+
+def _interchangeable(target: Tensor, tensor: Tensor) -> bool:
+    """Whether one can stand for the other: alike, dense, and the target's memory is nobody else's too."""
+    alike = target.dtype == tensor.dtype and target.device == tensor.device and not target.is_meta
+    alone = target.untyped_storage().nbytes() == target.numel() * target.element_size()
+    return alike and alone and target.is_contiguous() and tensor.is_contiguous()

@@ -5,6 +5,7 @@ import sys
 import typer
 from rich.console import Console
 
+from quantgolf.cli.calibrate import calibrate_verb
 from quantgolf.cli.compress import compress_verb
 from quantgolf.cli.decompress import decompress_verb
 from quantgolf.cli.demo import demo_verb
@@ -21,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("demo")(demo_verb)
+app.command("calibrate")(calibrate_verb)
 app.command("compress")(compress_verb)
 app.command("eval")(eval_verb)
 app.command("inspect")(inspect_verb)

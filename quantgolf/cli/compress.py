@@ -1,5 +1,7 @@
 """`quantgolf compress`: a checkpoint and text in, a file under the byte limit out."""
 
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -7,26 +9,26 @@ import typer
 
 from quantgolf.allocate import parse_bits
 from quantgolf.blob import refuse_unwritable
-from quantgolf.cli import inputs, show
-from quantgolf.cli.inputs import Documents, Part, Solver
+from quantgolf.cli import inputs, learn, show
+from quantgolf.cli.inputs import Solver, TextOptions
+from quantgolf.cli.learn import Learning
 from quantgolf.cli.sizes import parse_size
-from quantgolf.compress import Compressed, calibrate, compress, refuse_unreachable
+from quantgolf.compress import Compressed, DryRun, compress, dry_run, refuse_unreachable
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve import SolveOptions
+from quantgolf.types import Calibration
 
 DEFAULTS = SolveOptions()
 
 
+@inputs.reads_text
 def compress_verb(
     checkpoint: inputs.CheckpointArgument,
-    out: Annotated[Path, typer.Option("--out", help="The file to write.")],
+    text: TextOptions,
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write.")] = None,
     model: inputs.ModelOption = None,
-    tokenizer: inputs.TokenizerOption = None,
-    data: inputs.DataOption = None,
-    documents: inputs.DocumentsOption = Documents.lines,
-    bos: inputs.BosOption = True,
-    length: inputs.LengthOption = 512,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Calibration tokens.")] = 32_768,
+    stats: learn.StatsOption = None,
+    tokens: learn.TokensOption = 32_768,
     max_bytes: Annotated[
         str | None, typer.Option("--max-bytes", help="Limit of the complete file plus --code: 16MB is 16,000,000.")
     ] = None,
@@ -46,8 +48,14 @@ def compress_verb(
     block_size: Annotated[int, typer.Option("--block-size", min=1, help="GPTQ: columns between two updates.")] = (
         DEFAULTS.block_size
     ),
+    dry: Annotated[
+        bool, typer.Option("--dry-run", help="Predict bytes, memory and minutes in seconds, and write nothing.")
+    ] = False,
+    offload: learn.OffloadOption = False,
+    memory: learn.MemoryOption = None,
     seed: inputs.SeedOption = 0,
     device: inputs.DeviceOption = "cpu",
+    rank_timeout: learn.RankTimeoutOption = learn.RANK_TIMEOUT,
     overwrite: inputs.OverwriteOption = False,
     json: inputs.JsonOption = False,
 ) -> None:
@@ -58,21 +66,48 @@ def compress_verb(
     rules = None if bits is None else parse_bits(bits)
     options = SolveOptions(damp=damp, act_order=act_order, block_size=block_size)
     code_bytes = sum(size_of(path) for path in code or ())
-    target = inputs.open_device(device)
-    refuse_unwritable(out, overwrite)
+    learning = Learning(text, tokens, seed, device, offload, memory)
+    learning.limit()
+    if dry and stats is not None:
+        raise QuantGolfError("--dry-run predicts calibration too, expected it without --stats; leave one out")
+    if out is None and not dry:
+        raise QuantGolfError("--out is missing, expected the name of the file to write (or --dry-run)")
+    if out is not None:
+        refuse_unwritable(out, overwrite)
     source = inputs.open_source(checkpoint, model)
-    if limit is not None:
+    if limit is not None and not dry:
         refuse_unreachable(source, limit, rules=rules, solver=solver.value, code_bytes=code_bytes)
-    text = inputs.open_text(checkpoint, data, tokenizer, documents, bos, tokens, Part.calibration)
-    source.module.to(target)
-    with show.bars() as report:
-        stats = calibrate(source, text, tokens=tokens, length=length, seed=seed, progress=report)
-        result = compress(
-            source, stats, max_bytes=limit, rules=rules, solver=solver.value, options=options,
-            code_bytes=code_bytes, progress=report,
-        )  # fmt: skip
+    with ExitStack() as stack:
+        ranks, report = stack.enter_context(learn.ranks_and_bars(rank_timeout))
+        unknown = 0
+        if stats is not None:
+            calibration = learn.stored(stats, source)
+        else:
+            learn.open_on(source, device)
+            corpus = learning.open(source, checkpoint, report)
+            unknown = corpus.unknown
+            if dry:
+                predicted = dry_run(
+                    source, corpus, learning.batches(corpus), max_bytes=limit, rules=rules, solver=solver.value,
+                    code_bytes=code_bytes, length=text.length,
+                )  # fmt: skip
+            elif offload and out is not None:
+                folder = stack.enter_context(learn.beside(out, ranks))
+                calibration = learning.learn_to(folder, source, corpus, ranks, report, overwrite=False)
+            else:
+                calibration = learning.learn(source, corpus, ranks, report)
+        if not dry:
+            result = compress(
+                source, calibration, max_bytes=limit, rules=rules, solver=solver.value, options=options,
+                code_bytes=code_bytes, ranks=ranks, progress=report,
+            )  # fmt: skip
+    if not ranks.writes:
+        return
+    if dry or out is None:
+        print_dry_run(predicted, limit, json)
+        return
     result.write(out, overwrite=overwrite)
-    document = summary(result, out, limit, text.unknown)
+    document = summary(result, calibration, out, limit, unknown, source.notes)
     if json:
         show.print_json(document)
     else:
@@ -89,7 +124,9 @@ def size_of(path: Path) -> int:
     raise QuantGolfError(f"--code {path}: no such file, expected a source file whose bytes count towards the budget")
 
 
-def summary(result: Compressed, out: Path, limit: int | None, unknown: int) -> dict[str, Any]:
+def summary(
+    result: Compressed, calibration: Calibration, out: Path, limit: int | None, unknown: int, notes: tuple[str, ...]
+) -> dict[str, Any]:
     """What was written, as the JSON output spells it."""
     return {
         "file": str(out),
@@ -98,8 +135,11 @@ def summary(result: Compressed, out: Path, limit: int | None, unknown: int) -> d
         "max_bytes": limit,
         "bpw": result.bpw,
         "predicted_loss": result.plan.predicted_loss,
+        "calibration_tokens": calibration.tokens,
+        "labels": calibration.labels,
         "unknown_pieces": unknown,
-        "kept": list(result.kept),
+        "notes": list(notes),
+        "kept": result.kept,
         "weights": {
             name: {"bits": report.bits, "loss": report.loss, "damp": report.damp, "retries": report.retries,
                    "dead_columns": report.dead_columns}
@@ -116,10 +156,30 @@ def print_summary(document: dict[str, Any]) -> None:
     ]
     columns = ("weight", "bits", "loss, nats/token", "damp", "retries", "dead columns")
     console.print(show.table(None, columns, rows))
-    for name in document["kept"]:
-        console.print(f"kept unquantized: {name} never met activations in calibration")
+    for name, why in document["kept"].items():
+        console.print(f"kept unquantized: {name}, because {why}")
+    for note in document["notes"]:
+        console.print(f"note: {note}")
     total = document["bytes"] + document["code_bytes"]
     limit = f" of {document['max_bytes']:,}" if document["max_bytes"] else ""
     code = f" ({document['code_bytes']:,} of them code)" if document["code_bytes"] else ""
     console.print(f"{document['file']}: {total:,} bytes{limit}{code}, {document['bpw']:.3f} bits per weight")
     console.print(f"unknown pieces in the calibration text: {document['unknown_pieces']:,}")
+
+
+def print_dry_run(predicted: DryRun, limit: int | None, json: bool) -> None:
+    if json:
+        show.print_json({"max_bytes": limit, **asdict(predicted)})
+        return
+    rows = [
+        ("file, bytes", f"{predicted.file_bytes:,}", "" if limit is None else f"{limit:,} with code"),
+        ("bits per weight", f"{predicted.bpw:.3f}", ""),
+        ("smallest file there can be, bytes", f"{predicted.smallest_bytes:,}", ""),
+        ("memory of the process, bytes", f"{predicted.memory_bytes:,}", f"{predicted.available_bytes:,} there"),
+        (f"calibration on {predicted.tokens:,} tokens, minutes", f"{predicted.calibrate_seconds / 60:.1f}", ""),
+        ("allocating and solving, minutes", f"{predicted.solve_seconds / 60:.1f}", ""),
+    ]
+    console = show.console(False)
+    console.print(show.table("dry run: nothing is written", ("", "predicted", "limit"), rows))
+    if predicted.memory_bytes > predicted.available_bytes:
+        console.print("this does not fit into memory: add --offload, or a smaller --length")

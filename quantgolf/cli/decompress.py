@@ -20,10 +20,11 @@ def decompress_verb(
 ) -> None:
     """Write a compressed file's weights as safetensors, in the checkpoint's names, shapes and dtypes."""
     _, coded = read_blob(file)
-    dtypes = {name: DTYPES[entry.dtype] for entry in coded.tensors for name in (entry.name, *entry.aliases)}
-    tensors = {name: tensor.to(dtypes[name]) for name, tensor in restore(coded).items()}
-    # safetensors refuses shared storage, so that a tied tensor is written out under each of its names.
-    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    tensors = restore(coded)
+    for entry in coded.tensors:
+        for name in (entry.name, *entry.aliases):
+            # safetensors refuses shared storage, so that a tied tensor is written out under each of its names.
+            tensors[name] = tensors[name].to(DTYPES[entry.dtype], copy=True)
     write_state(out, tensors, overwrite=overwrite)
     document = {"file": str(file), "out": str(out), "tensors": len(tensors), "bytes": out.stat().st_size}
     if json:

@@ -57,13 +57,13 @@ def demo_verb(
         float_result = evaluate(
             source.module, text, length=LENGTH, progress=lambda done, total: report("float model", done, total)
         )
-        stats = calibrate(source, calibration, tokens=calibration_tokens, length=LENGTH, seed=seed, progress=report)
+        learned = calibrate(source, calibration, tokens=calibration_tokens, length=LENGTH, seed=seed, progress=report)
         for solver in Solver:
 
             def staged(stage: str, done: int, total: int, solver: Solver = solver) -> None:
                 report(f"{solver.value}: {stage}", done, total)
 
-            result = compress(source, stats, max_bytes=limit, solver=solver.value, progress=staged)
+            result = compress(source, learned, max_bytes=limit, solver=solver.value, progress=staged)
             file = folder / f"{solver.value}.qg"
             result.write(file, overwrite=True)
             staged("new process", 0, 1)

@@ -9,20 +9,18 @@ from torch import nn
 
 from quantgolf.blob import MAGIC
 from quantgolf.cli import inputs, show
-from quantgolf.cli.inputs import Documents, Part
+from quantgolf.cli.inputs import Part, TextOptions
+from quantgolf.data import Corpus
 from quantgolf.evaluate import difference, evaluate, evaluate_against, kl_interval
 from quantgolf.runtime import load
 from quantgolf.types import EvalResult, Interval
 
 
+@inputs.reads_text
 def eval_verb(
     file: Annotated[str, typer.Argument(metavar="FILE", help="A compressed file, a checkpoint, or the word demo.")],
+    text: TextOptions,
     model: inputs.ModelOption = None,
-    tokenizer: inputs.TokenizerOption = None,
-    data: inputs.DataOption = None,
-    documents: inputs.DocumentsOption = Documents.lines,
-    bos: inputs.BosOption = True,
-    length: inputs.LengthOption = 512,
     stride: Annotated[int | None, typer.Option("--stride", min=1, help="New tokens a window; default: all.")] = None,
     tokens: Annotated[int | None, typer.Option("--tokens", min=1, help="Stop after that many; default: all.")] = None,
     reference: Annotated[
@@ -38,7 +36,7 @@ def eval_verb(
     base = _open_module(reference, model).to(target) if reference else None
     candidate = _open_module(file, model).to(target)
     source = inputs.DEMO if inputs.DEMO in (file, reference) else None
-    text = inputs.open_text(source, data, tokenizer, documents, bos, tokens, Part.validation)
+    corpus = text.open(source, tokens, Part.validation)
     base_result = None
     with show.bars() as report:
 
@@ -46,12 +44,15 @@ def eval_verb(
             report("evaluating", done, total)
 
         if base is None:
-            result = evaluate(candidate, text, length=length, stride=stride, progress=progress)
+            result = evaluate(
+                candidate, corpus, length=text.length, stride=stride, context=text.context.value, progress=progress
+            )
         else:
             result, base_result = evaluate_against(
-                candidate, base, text, length=length, stride=stride, progress=progress
-            )
-    document = summary(result, base_result, text.uncounted, seed)
+                candidate, base, corpus, length=text.length, stride=stride, context=text.context.value,
+                progress=progress,
+            )  # fmt: skip
+    document = {"context": text.context.value, **summary(result, base_result, corpus, seed)}
     if per_document:
         document["documents"] = {
             "nats": result.nats.tolist(),
@@ -65,7 +66,7 @@ def eval_verb(
         print_summary(file, document)
 
 
-def summary(result: EvalResult, base: EvalResult | None, uncounted: int, seed: int) -> dict[str, Any]:
+def summary(result: EvalResult, base: EvalResult | None, text: Corpus, seed: int) -> dict[str, Any]:
     """The numbers of an evaluation, as the JSON output spells them."""
     document: dict[str, Any] = {
         "bpb": result.bpb,
@@ -73,7 +74,8 @@ def summary(result: EvalResult, base: EvalResult | None, uncounted: int, seed: i
         "scored_documents": len(result.bytes),
         "scored_tokens": int(result.tokens.sum()),
         "scored_bytes": int(result.bytes.sum()),
-        "uncounted_bytes": uncounted,
+        "bytes_counted_from": text.counted,
+        "uncounted_bytes": text.uncounted,
         "unknown_pieces": result.unknown,
     }
     if base is not None:
@@ -85,8 +87,9 @@ def summary(result: EvalResult, base: EvalResult | None, uncounted: int, seed: i
 
 def print_summary(file: str, document: dict[str, Any]) -> None:
     rows = [
-        ("bits per byte (raw UTF-8 bytes)", f"{document['bpb']:.5f}"),
+        (f"bits per byte (bytes counted from {document['bytes_counted_from']})", f"{document['bpb']:.5f}"),
         ("nats per token", f"{document['nats_per_token']:.5f}"),
+        ("context", document["context"]),
         ("documents", f"{document['scored_documents']:,}"),
         ("tokens", f"{document['scored_tokens']:,}"),
         ("bytes", f"{document['scored_bytes']:,}"),

@@ -4,19 +4,23 @@ The word `demo` stands for the model quantgolf ships wherever a checkpoint is as
 tokenizer and its text then need no option.
 """
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_type_hints
 
 import torch
 import typer
+from torch import nn
 
 from quantgolf.checkpoint import Checkpoint, open_checkpoint, read_demo
-from quantgolf.data import Corpus, Tokenizer, corpus_from_texts, read_corpus, stdlib
+from quantgolf.data import Corpus, Tokenizer, corpus_from_texts, open_tokenizer, read_corpus, sample_corpus, stdlib
 from quantgolf.errors import QuantGolfError
 
-DEMO = "demo"
+DEMO, SELF = "demo", "self"
 DEMO_TEXT_BYTES = 200_000
 
 
@@ -43,20 +47,51 @@ class Part(StrEnum):
     validation = "validation"
 
 
+class Context(StrEnum):
+    """What the model sees before a token: the text before it, or what its document has of that."""
+
+    dense = "dense"
+    isolated = "isolated"
+
+
 CheckpointArgument = Annotated[
-    str, typer.Argument(metavar="CKPT", help="A .safetensors, .pt or .pth file, or the word demo.")
+    str,
+    typer.Argument(
+        metavar="CKPT",
+        help="A .safetensors, .pt or .pth file, an index of shards, a folder, a .gguf file, or the word demo.",
+    ),
 ]
 ModelOption = Annotated[
     str | None,
-    typer.Option("--model", help="card.json of the reference family, or path/to/script.py:factory (is executed)."),
+    typer.Option(
+        "--model",
+        help="card.json of the reference family, path/to/script.py:factory (is executed), or hf:PATH, which is meant "
+        "where CKPT is a Hugging Face folder or a .gguf file.",
+    ),
 ]
-TokenizerOption = Annotated[Path | None, typer.Option("--tokenizer", help="SentencePiece model of the text.")]
+TokenizerOption = Annotated[
+    Path | None,
+    typer.Option("--tokenizer", help="SentencePiece .model, tokenizer.json or its folder, .gguf; or the word bytes."),
+]
 DataOption = Annotated[
-    list[Path] | None, typer.Option("--data", help="UTF-8 text file, again for more; or the word demo.")
+    list[Path] | None,
+    typer.Option(
+        "--data",
+        help="UTF-8 text, .jsonl or golf .bin shard, again for more; or the word demo; or self, to calibrate on text "
+        "that the model writes itself.",
+    ),
 ]
-DocumentsOption = Annotated[Documents, typer.Option("--documents", help="What a document is in the text.")]
+DocumentsOption = Annotated[Documents, typer.Option("--documents", help="What a document is in plain text.")]
+TextFieldOption = Annotated[str, typer.Option("--text-field", help="Where a line of .jsonl has its text.")]
+ByteCountsOption = Annotated[
+    list[Path] | None,
+    typer.Option("--byte-counts", help="Sidecar with the bytes of every token of a shard, one for each shard."),
+]
 BosOption = Annotated[bool, typer.Option("--bos/--no-bos", help="Whether the model was trained with BOS before each.")]
 LengthOption = Annotated[int, typer.Option("--length", min=1, help="Tokens the model sees at once.")]
+ContextOption = Annotated[
+    Context, typer.Option("--context", help="Whether the model reads on into the next document, or each by itself.")
+]
 DeviceOption = Annotated[str, typer.Option("--device", help="Where the model runs: cpu, cuda, cuda:1, …")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Of everything drawn at random.")]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
@@ -68,11 +103,63 @@ def open_source(checkpoint: str, model: str | None) -> Checkpoint:
     if checkpoint == DEMO:
         demo = read_demo()
         return open_checkpoint(demo.checkpoint, model or demo.card_path)
-    if model is None:
-        raise QuantGolfError(
-            f"checkpoint {checkpoint}: --model is missing, expected its card.json or path/to/script.py:factory"
-        )
     return open_checkpoint(checkpoint, model)
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """The options that name a text and how it is read; a verb decorated with `reads_text` takes one as `text`."""
+
+    data: DataOption = None
+    tokenizer: TokenizerOption = None
+    documents: DocumentsOption = Documents.lines
+    text_field: TextFieldOption = "text"
+    byte_counts: ByteCountsOption = None
+    bos: BosOption = True
+    length: LengthOption = 512
+    context: ContextOption = Context.dense
+
+    def open(self, source: str | None, max_tokens: int | None, part: Part, own: "OwnText | None" = None) -> Corpus:
+        """The text; see `open_text`."""
+        return open_text(
+            source, self.data, self.tokenizer, self.documents, self.bos, max_tokens, part,
+            text_field=self.text_field, byte_counts=self.byte_counts, length=self.length, own=own,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class OwnText:
+    """The model that writes the text of `--data self`, the seed it draws with, and who hears of its progress."""
+
+    module: nn.Module
+    seed: int = 0
+    progress: Callable[[int, int], None] | None = None
+
+
+def reads_text(verb: Callable[..., None]) -> Callable[..., None]:
+    """Gives a verb the options of `TextOptions` in place of its parameter `text`."""
+    signature = inspect.signature(verb)
+    kinds = get_type_hints(TextOptions, include_extras=True)
+    hints = get_type_hints(verb, include_extras=True)
+    parameters: list[inspect.Parameter] = []
+    for parameter in signature.parameters.values():
+        if parameter.name == "text":
+            options = [(field.name, kinds[field.name], field.default) for field in fields(TextOptions)]
+        else:
+            options = [(parameter.name, hints[parameter.name], parameter.default)]
+        parameters += [
+            inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+            for name, kind, default in options
+        ]
+
+    @wraps(verb)
+    def wrapped(**given: Any) -> None:
+        text = TextOptions(**{name: given.pop(name) for name in kinds if name in given})
+        verb(text=text, **given)
+
+    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    wrapped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return wrapped
 
 
 def open_text(
@@ -83,17 +170,46 @@ def open_text(
     bos: bool,
     max_tokens: int | None,
     part: Part,
+    *,
+    text_field: str = "text",
+    byte_counts: list[Path] | None = None,
+    length: int = 512,
+    own: OwnText | None = None,
 ) -> Corpus:
-    """The text that --data names: files, or the word demo, which is also meant where `source` is and --data absent."""
-    if data == [Path(DEMO)] or (data is None and source == DEMO):
-        return corpus_from_texts(demo_texts().parts[part], Tokenizer.load(read_demo().tokenizer), max_tokens=max_tokens)
-    if data is None:
-        raise QuantGolfError("--data is missing, expected a UTF-8 text file, or the word demo for the built-in model's")
+    """The text that --data names: files, or the word demo, which is also meant where `source` is and --data absent; or
+    the word self, where `own` is the model to write `max_tokens` of it in texts of `length`."""
+    chosen = None if tokenizer is None else open_tokenizer(tokenizer)
+    if chosen is None and (source == DEMO or data == [Path(DEMO)]):
+        chosen = open_tokenizer(read_demo().tokenizer)
+    if data == [Path(SELF)]:
+        return _own_text(own, chosen, bos, max_tokens, length)
+    if data is None and source != DEMO:
+        raise QuantGolfError(
+            "--data is missing, expected a text, .jsonl or .bin file, or the word demo for the built-in model's text"
+        )
+    if chosen is None:
+        raise QuantGolfError("--tokenizer is missing, expected the tokenizer the text is read with")
+    if data is None or data == [Path(DEMO)]:
+        return corpus_from_texts(demo_texts().parts[part], chosen, bos=bos, max_tokens=max_tokens)
+    return read_corpus(
+        data, chosen, documents.value, bos=bos, max_tokens=max_tokens, text_field=text_field,
+        byte_counts=byte_counts or (),
+    )  # fmt: skip
+
+
+def _own_text(
+    own: OwnText | None, tokenizer: Tokenizer | None, bos: bool, max_tokens: int | None, length: int
+) -> Corpus:
+    if own is None or max_tokens is None:
+        raise QuantGolfError("--data self is a text to calibrate on, expected a file or the word demo to measure on")
     if tokenizer is None:
-        if source != DEMO:
-            raise QuantGolfError("--tokenizer is missing, expected the SentencePiece model the text is read with")
-        tokenizer = read_demo().tokenizer
-    return read_corpus(data, Tokenizer.load(tokenizer), documents.value, bos=bos, max_tokens=max_tokens)
+        raise QuantGolfError("--tokenizer is missing, expected it for --data self too: its vocabulary and its BOS")
+    if bos and tokenizer.bos is None:
+        raise QuantGolfError("the tokenizer has no BOS piece, expected one; pass --no-bos")
+    return sample_corpus(
+        own.module, vocab_size=tokenizer.size, bos=tokenizer.bos if bos else None, tokens=max_tokens, length=length,
+        seed=own.seed, progress=own.progress,
+    )  # fmt: skip
 
 
 def open_device(name: str) -> torch.device:

@@ -1,72 +1,131 @@
-"""`quantgolf inspect`: what a file spends its bytes on, tensor by tensor, and what each tensor's error costs."""
+"""`quantgolf inspect`: what a file spends its bytes on, tensor by tensor, and what each tensor's error costs; or what
+calibration will see of a checkpoint, before anything expensive runs."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from quantgolf.blob import read_blob
-from quantgolf.cli import inputs, show
-from quantgolf.cli.inputs import Documents, Part
-from quantgolf.compress import calibrate
-from quantgolf.encode import tensor_bytes
+from quantgolf.checkpoint import Checkpoint
+from quantgolf.cli import inputs, learn, show
+from quantgolf.cli.capture import document_of, print_capture
+from quantgolf.cli.inputs import TextOptions
+from quantgolf.cli.learn import Learning
+from quantgolf.compress import look
+from quantgolf.encode import block_bytes, matrix_shape, places, tensor_bytes
+from quantgolf.errors import QuantGolfError
+from quantgolf.ranks import Ranks
 from quantgolf.runtime import restore
+from quantgolf.types import Calibration, CodedModel
 
 
+@inputs.reads_text
 def inspect_verb(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="A file that `quantgolf compress` wrote.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A compressed file; with --capture a checkpoint.")],
+    text: TextOptions,
+    capture: Annotated[
+        bool, typer.Option("--capture", help="Show what calibration will see of each parameter of a checkpoint.")
+    ] = False,
     reference: Annotated[
         str | None, typer.Option("--reference", help="Its checkpoint: adds the weighted error (calibrates anew).")
     ] = None,
     model: inputs.ModelOption = None,
-    tokenizer: inputs.TokenizerOption = None,
-    data: inputs.DataOption = None,
-    documents: inputs.DocumentsOption = Documents.lines,
-    bos: inputs.BosOption = True,
-    length: inputs.LengthOption = 512,
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Calibration tokens.")] = 32_768,
+    stats: learn.StatsOption = None,
+    tokens: learn.TokensOption = 32_768,
     seed: inputs.SeedOption = 0,
+    device: inputs.DeviceOption = "cpu",
     json: inputs.JsonOption = False,
 ) -> None:
-    """Show shape, bits, bytes by kind, share of the file and weighted error of every tensor."""
+    """Show what a file spends its bytes on and what each tensor's error costs, or what calibration will see."""
+    learning = Learning(text, tokens, seed, device, offload=False, memory=None)
+    if capture:
+        if reference is not None or stats is not None:
+            raise QuantGolfError("--capture looks at a checkpoint, expected no --reference or --stats with it")
+        show_capture(file, model, learning, json)
+        return
     header, coded = read_blob(file)
-    file_bytes = file.stat().st_size
+    file_bytes = Path(file).stat().st_size
     losses: dict[str, float] = {}
     if reference is not None:
         source = inputs.open_source(reference, model)
-        text = inputs.open_text(reference, data, tokenizer, documents, bos, tokens, Part.calibration)
-        with show.bars() as report:
-            stats = calibrate(source, text, tokens=tokens, length=length, seed=seed, progress=report)
-        weights = restore(coded)
-        losses = {name: s.loss(weights[name] - source.tensors[name].float()) for name, s in stats.items()}
-    tensors: dict[str, dict[str, Any]] = {}
-    for entry, spent in zip(coded.tensors, tensor_bytes(coded), strict=True):
-        total = spent.codes + spent.steps + spent.small
-        tensors[entry.name] = {
-            "shape": list(entry.shape),
-            "dtype": entry.dtype,
-            "aliases": list(entry.aliases),
-            "bits": entry.bits,
-            "stored": entry.stored,
-            "code_bytes": spent.codes,
-            "step_bytes": spent.steps,
-            "small_bytes": spent.small,
-            "share": total / file_bytes,
-            "loss": losses.get(entry.name),
-        }
-    overhead = file_bytes - sum(t["code_bytes"] + t["step_bytes"] + t["small_bytes"] for t in tensors.values())
+        if stats is not None:
+            calibration = learn.stored(stats, source)
+        else:
+            learn.open_on(source, device)
+            with show.bars() as report:
+                corpus = learning.open(source, reference, report)
+                calibration = learning.learn(source, corpus, Ranks(), report)
+        losses = weighted_errors(coded, source, calibration)
+    tensors = rows_of(coded, file_bytes, losses)
+    streams = sum(spent.codes for spent in tensor_bytes(coded)) + len(coded.steps) + len(coded.small)
     document = {
-        "file": str(file),
+        "file": file,
         "bytes": file_bytes,
         "version": header.version,
         "model": header.model,
-        "overhead_bytes": overhead,
+        "overhead_bytes": file_bytes - streams,
         "tensors": tensors,
     }
     if json:
         show.print_json(document)
     else:
         print_table(document, weighted=reference is not None)
+
+
+def show_capture(checkpoint: str, model: str | None, learning: Learning, json: bool) -> None:
+    """One forward pass: over the beginning of --data where it is given, over a few tokens otherwise."""
+    source = inputs.open_source(checkpoint, model)
+    learn.open_on(source, learning.device)
+    text = None
+    if learning.text.data is not None:
+        with show.bars() as report:
+            text = learning.open(source, checkpoint, report)
+    document = document_of(source, look(source, text, length=learning.text.length))
+    if json:
+        show.print_json(document)
+    else:
+        print_capture(document)
+
+
+def weighted_errors(coded: CodedModel, source: Checkpoint, calibration: Calibration) -> dict[str, float]:
+    """What the error of each matrix costs, in nats per token, by the matrix's name."""
+    restored = restore(coded)
+    losses = {}
+    for name, block in calibration.blocks.items():
+        original = source.tensors[block.parameter]
+        found = restored.get(block.parameter)
+        if found is None or found.shape != original.shape:
+            raise QuantGolfError(
+                f"the file has {block.parameter} {None if found is None else list(found.shape)}, expected "
+                f"{list(original.shape)} as the reference has; give the checkpoint that was compressed"
+            )
+        losses[name] = calibration.stats[name].loss(block.matrix(found).float() - block.matrix(original).float())
+    return losses
+
+
+def rows_of(coded: CodedModel, file_bytes: int, losses: Mapping[str, float]) -> dict[str, dict[str, Any]]:
+    """One row of the table for each tensor, or for each block of a tensor that is cut, by name."""
+    rows = {}
+    for tensor, spents in zip(coded.tensors, block_bytes(coded), strict=True):
+        for place, block, spent in zip(places(tensor), tensor.blocks, spents, strict=True):
+            name = place.name(tensor.shape)
+            rows[name] = {
+                "parameter": tensor.name,
+                "shape": list(tensor.shape if len(spents) == 1 else matrix_shape(tensor.shape, place)),
+                "transposed": block.transposed,
+                "dtype": tensor.dtype,
+                "aliases": list(tensor.aliases),
+                "bits": block.bits,
+                "stored": block.stored,
+                "code_bytes": spent.codes,
+                "step_bytes": spent.steps,
+                "small_bytes": spent.small,
+                "share": (spent.codes + spent.steps + spent.small) / file_bytes,
+                "loss": losses.get(name),
+            }
+    return rows
 
 
 def print_table(document: dict[str, Any], weighted: bool) -> None:

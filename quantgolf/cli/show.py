@@ -47,13 +47,13 @@ def bars() -> Iterator[Report]:
             progress.stop()
 
 
-def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """A table whose first column is text and whose others are numbers."""
+def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> Table:
+    """A table whose first columns, `words` of them, are text and whose others are numbers."""
     grid = Table(
         title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
     )
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        grid.add_column(column, justify="left" if index < words else "right", overflow="fold")
     for row in rows:
         grid.add_row(*row)
     return grid

@@ -1,6 +1,19 @@
 """Compress: the rooms put together, from a checkpoint and text to the bytes of a file under the budget."""
 
-from quantgolf.compress.pipeline import Compressed, calibrate, compress
+from quantgolf.compress.dry_run import DryRun, dry_run
+from quantgolf.compress.look import look
+from quantgolf.compress.offload import calibrate_to
+from quantgolf.compress.pipeline import Compressed, batches_of, calibrate, compress
 from quantgolf.compress.refuse import refuse_unreachable
 
-__all__ = ["Compressed", "calibrate", "compress", "refuse_unreachable"]
+__all__ = [
+    "Compressed",
+    "DryRun",
+    "batches_of",
+    "calibrate",
+    "calibrate_to",
+    "compress",
+    "dry_run",
+    "look",
+    "refuse_unreachable",
+]

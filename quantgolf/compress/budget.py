@@ -85,10 +85,8 @@ def _correct(
 ) -> bool:
     """Puts real coded bytes in place of predicted ones for the widths of a plan; says whether any differed."""
     changed = False
-    for done, (name, bits) in enumerate(bits_of.items(), 1):
-        real = len(candidates.solve(name, bits).codes)
+    for name, solved in candidates.solve(bits_of, progress).items():
+        bits, real = bits_of[name], len(solved.codes)
         changed |= real != known[name][bits].bytes
         known[name][bits] = Cost(real, known[name][bits].loss)
-        if progress is not None:
-            progress(done, len(bits_of))
     return changed

@@ -1,29 +1,30 @@
 """The entry points: from a checkpoint and text to the bytes of a file under the budget."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
-from quantgolf.allocate import Cost, plan_of, widths_by_hand
+from quantgolf.allocate import plan_of, widths_by_hand
 from quantgolf.blob import pack, write_blob
 from quantgolf.calibrate import collect
-from quantgolf.calibrate import weights as capturable
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.assembly import Assembly
 from quantgolf.compress.budget import fit
 from quantgolf.compress.candidates import Candidates
+from quantgolf.compress.matrices import choose
 from quantgolf.compress.refuse import refuse_unreachable
-from quantgolf.data import Corpus, refuse_misfit
+from quantgolf.data import Context, Corpus, calibration_batches, refuse_misfit
 from quantgolf.errors import QuantGolfError
+from quantgolf.ranks import Ranks
 from quantgolf.runtime import module_of
 from quantgolf.solve import WIDTHS, SolveOptions, Solver
-from quantgolf.types import BitPlan, BlobHeader, CodedModel, SolveReport, WeightStats
+from quantgolf.types import BitPlan, BlobHeader, Calibration, CodedModel, SolveReport
 
 Progress = Callable[[str, int, int], None]
-TOKENS_AT_ONCE = 4096
+# Of a batch: logits are the largest tensor of a forward pass, and several of their size live at once.
+TOKENS_AT_ONCE, LOGITS_AT_ONCE = 4096, 1 << 23
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Compressed:
         header, coded: what they hold.
         plan: widths, bytes of the file, and the predicted rise of the loss.
         reports: how each weight was solved.
-        kept: matrices that calibration never saw in use; they are kept unquantized.
+        kept: matrices and parts of them that are kept unquantized, and why.
         code_bytes: raw bytes of the --code files that count towards the budget.
         parameters: numbers in the checkpoint.
     """
@@ -45,7 +46,7 @@ class Compressed:
     coded: CodedModel
     plan: BitPlan
     reports: dict[str, SolveReport]
-    kept: tuple[str, ...]
+    kept: dict[str, str]
     code_bytes: int
     parameters: int
 
@@ -63,64 +64,71 @@ class Compressed:
         return module_of(self.header, self.coded, model)
 
 
+def batches_of(
+    text: Corpus, *, tokens: int = 32_768, length: int = 512, context: Context = "dense"
+) -> list[tuple[Tensor, Tensor]]:
+    """The batches `calibrate` runs: see `calibration_batches`. Their size depends on text and settings alone."""
+    return calibration_batches(
+        text, tokens, length, context, at_once=min(TOKENS_AT_ONCE, max(length, LOGITS_AT_ONCE // text.vocab_size))
+    )
+
+
 def calibrate(
     checkpoint: Checkpoint,
     text: Corpus,
     *,
     tokens: int = 32_768,
     length: int = 512,
+    context: Context = "dense",
     seed: int = 0,
+    ranks: Ranks | None = None,
     progress: Progress | None = None,
-) -> dict[str, WeightStats]:
+) -> Calibration:
     """Statistics of the checkpoint's weights on the first `tokens` tokens of `text`, in windows of `length`.
 
+    Args:
+        checkpoint: from `open_checkpoint`; its module may be on any device.
+        text: to calibrate on.
+        tokens, length: how much of it, and how much the model sees at once.
+        context: "dense" windows run over documents, "isolated" ones keep inside them.
+        seed: of the sampled labels.
+        ranks: the processes that share the text; None for this one alone.
+        progress: called with (stage, done, total).
+
     Raises:
-        QuantGolfError: the text is shorter than one window of tokens.
+        QuantGolfError: the text is shorter than one window, or does not fit the model.
     """
-    available = len(text.tokens) - 1
-    if available < length:
-        raise QuantGolfError(
-            f"calibration text has {available + 1:,} tokens, expected at least one window of {length + 1:,}: "
-            "give more text or a smaller --length"
-        )
-    count = min(tokens, available) // length * length
-    if count == 0:
-        raise QuantGolfError(f"calibration of {tokens} tokens is shorter than one window, expected at least {length}")
-    refuse_misfit(checkpoint.module, text, length)
-    done = 0
-
-    def report(batch: int) -> None:
-        nonlocal done
-        done += batch
-        _report(progress, "calibrating", done, count)
-
-    inputs = text.tokens[:count].reshape(-1, length)
-    batches = torch.split(inputs, max(1, TOKENS_AT_ONCE // length))
-    return collect(checkpoint.module, batches, seed=seed, progress=report)
+    batches = batches_of(text, tokens=tokens, length=length, context=context)
+    refuse_misfit(checkpoint.module, text, length, context, losses=True)
+    return collect(
+        checkpoint.module, batches, seed=seed, ranks=ranks, progress=counter(progress, "calibrating", batches)
+    )
 
 
 def compress(
     checkpoint: Checkpoint,
-    text: Corpus | Mapping[str, WeightStats],
+    text: Corpus | Calibration,
     *,
     max_bytes: int | None = None,
     rules: Sequence[tuple[str, int]] | None = None,
     solver: Solver = "gptq",
     options: SolveOptions | None = None,
     code_bytes: int = 0,
+    ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
     """Compresses a checkpoint into at most `max_bytes`, or to widths chosen by hand, or both.
 
     Args:
         checkpoint: from `open_checkpoint`.
-        text: to calibrate on, or the statistics an earlier `calibrate` returned.
+        text: to calibrate on, or what an earlier `calibrate` returned.
         max_bytes: limit of the complete file plus `code_bytes`. Without it `rules` have to be given.
         rules: widths by hand, pairs (pattern, width) as `parse_bits` returns them; without them the allocator
             chooses.
         solver: "rtn", "gptq_lite" or "gptq".
         options: damping, column order and block size of GPTQ; None for the measured defaults.
         code_bytes: raw bytes of source files that count towards the budget.
+        ranks: the processes that share the work; None for this one alone. All of them get the result.
         progress: called with (stage, done, total).
 
     Raises:
@@ -129,34 +137,28 @@ def compress(
     """
     if max_bytes is None and rules is None:
         raise QuantGolfError("neither max_bytes nor rules are given, expected a budget, widths by hand, or both")
-    if isinstance(text, Mapping):
-        stats = dict(text)
-    else:
+    if not isinstance(text, Calibration):
         if max_bytes is not None:
             refuse_unreachable(checkpoint, max_bytes, rules=rules, solver=solver, code_bytes=code_bytes)
-        stats = calibrate(checkpoint, text, progress=progress)
-    names = [name for name, _ in capturable(checkpoint.module)]
-    foreign = [name for name in stats if name not in names]
-    if foreign:
-        raise QuantGolfError(f"statistics of {', '.join(foreign[:5])} belong to another model; calibrate this one")
-    weights = {name: checkpoint.tensors[name].float() for name in names if name in stats}
-    candidates = Candidates(weights, stats, solver, options or SolveOptions())
+        text = calibrate(checkpoint, text, ranks=ranks, progress=progress)
+    matrices, kept = choose(checkpoint, text)
+    if not matrices:
+        raise QuantGolfError(
+            "calibration saw no matrix that can be quantized, expected at least one: `quantgolf inspect --capture` "
+            "tells why each parameter is kept"
+        )
+    candidates = Candidates(matrices, text.stats, solver, options or SolveOptions(), ranks)
     assembly = Assembly(checkpoint, candidates)
-    widths = dict.fromkeys(weights, WIDTHS)
-    if rules is not None:
-        chosen = widths_by_hand(rules, weights)
-        widths = {name: range(bits, bits + 1) for name, bits in chosen.items()}
-    costs: dict[str, dict[int, Cost]] = {}
-    for done, (name, choices) in enumerate(widths.items(), 1):
-        costs[name] = {bits: candidates.predict(name, bits) for bits in choices}
-        _report(progress, "predicting", done, len(widths))
-    if max_bytes is None:
+    chosen = None if rules is None else widths_by_hand(rules, matrices)
+    widths = {name: WIDTHS if chosen is None else range(chosen[name], chosen[name] + 1) for name in matrices}
+    costs = candidates.predict(widths, stage(progress, "predicting"))
+    if max_bytes is None and chosen is not None:
         plan = plan_of(costs, chosen)
-    else:
+        candidates.solve(plan.bits, stage(progress, "solving"))
+    elif max_bytes is not None:
         plan = fit(
-            candidates, costs, lambda bits: code_bytes + len(assembly.file(bits)), max_bytes,
-            lambda done, total: _report(progress, "solving", done, total),
-        )  # fmt: skip
+            candidates, costs, lambda bits: code_bytes + len(assembly.file(bits)), max_bytes, stage(progress, "solving")
+        )
     coded = assembly.coded(plan.bits)
     data = pack(coded, assembly.header.model)
     return Compressed(
@@ -164,13 +166,29 @@ def compress(
         header=assembly.header,
         coded=coded,
         plan=BitPlan(plan.bits, len(data), plan.predicted_loss),
-        reports={name: candidates.solve(name, bits).report for name, bits in plan.bits.items()},
-        kept=tuple(name for name in names if name not in stats),
+        reports={name: solved.report for name, solved in candidates.solve(plan.bits).items()},
+        kept=kept,
         code_bytes=code_bytes,
         parameters=checkpoint.parameters,
     )
 
 
-def _report(progress: Progress | None, stage: str, done: int, total: int) -> None:
-    if progress is not None:
-        progress(stage, done, total)
+def stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
+    """`progress` of one stage, called with (done, total)."""
+    return None if progress is None else lambda done, total: progress(name, done, total)
+
+
+def counter(
+    progress: Progress | None, name: str, batches: Sequence[tuple[Tensor, Tensor]], passes: int = 1
+) -> Callable[[int], None] | None:
+    """`progress` of one stage, called with the tokens of each batch that is done."""
+    if progress is None:
+        return None
+    done, total = 0, passes * sum(inputs.numel() for inputs, _ in batches)
+
+    def count(tokens: int) -> None:
+        nonlocal done
+        done = min(total, done + tokens)
+        progress(name, done, total)
+
+    return count

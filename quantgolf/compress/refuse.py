@@ -1,18 +1,20 @@
 """Says no to a budget that nothing can meet, before any text is read."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from quantgolf.allocate import widths_by_hand
-from quantgolf.calibrate import weights as capturable
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.assembly import Assembly
 from quantgolf.compress.budget import unreachable
 from quantgolf.compress.candidates import Candidates
+from quantgolf.compress.look import look
+from quantgolf.compress.matrices import FEWEST_COLUMNS, choose
 from quantgolf.solve import WIDTHS, SolveOptions, Solver
-from quantgolf.types import WeightStats, WeightUse
+from quantgolf.types import Block, Calibration, WeightStats, WeightUse
 
 # Without text every input channel counts alike, which moves the clips and with them the size: by up to 2.2% on the
 # demo and the golf model at 2 bits.
@@ -31,25 +33,43 @@ def refuse_unreachable(
 
     What lies within the margin is decided after calibration. Budgets so large that any codes fit cost no time.
 
+    Which matrices there are is learned from one forward pass of a few tokens; a parameter that it does not use counts
+    as one matrix.
+
     Raises:
         BudgetError: the smallest file takes more; `nearest` is a size that surely suffices.
         QuantGolfError: rules that do not fit the checkpoint's names.
     """
-    weights = {name: checkpoint.tensors[name].float() for name, _ in capturable(checkpoint.module)}
-    bits = dict.fromkeys(weights, WIDTHS[0]) if rules is None else widths_by_hand(rules, weights)
-    whole = sum(tensor.nbytes for name, tensor in checkpoint.tensors.items() if name not in bits)
-    packed = sum(weights[name].numel() * width for name, width in bits.items()) // 8
-    if max_bytes >= code_bytes + whole + packed + sum(4 * len(weight) for weight in weights.values()) + 4096:
+    matrices, _ = choose(checkpoint, everything_used(look(checkpoint)))
+    bits = dict.fromkeys(matrices, WIDTHS[0]) if rules is None else widths_by_hand(rules, matrices)
+    sizes = {name: matrices.size(name) for name in matrices}
+    quantized: dict[str, int] = {}
+    for name, (rows, columns) in sizes.items():
+        parameter = matrices.blocks[name].parameter
+        quantized[parameter] = quantized.get(parameter, 0) + rows * columns
+    whole = sum(t.nbytes - quantized.get(name, 0) * t.element_size() for name, t in checkpoint.tensors.items())
+    packed = sum(rows * columns * bits[name] for name, (rows, columns) in sizes.items()) // 8
+    if max_bytes >= code_bytes + whole + packed + sum(4 * rows for rows, _ in sizes.values()) + 4096:
         return
-    stats = {name: uniform(name, weight) for name, weight in weights.items()}
+    stats = {name: uniform(name, *size) for name, size in sizes.items()}
     # GPTQ chooses its clips as GPTQ-lite does where all columns count alike.
     stand_in: Solver = "rtn" if solver == "rtn" else "gptq_lite"
-    size = len(Assembly(checkpoint, Candidates(weights, stats, stand_in, SolveOptions())).file(bits))
+    size = len(Assembly(checkpoint, Candidates(matrices, stats, stand_in, SolveOptions())).file(bits))
     if code_bytes + size * (1 - MARGIN) > max_bytes:
         raise unreachable(max_bytes, code_bytes + int(size * (1 + MARGIN)), bits)
 
 
-def uniform(name: str, weight: Tensor) -> WeightStats:
-    """Statistics that know nothing: every row and every column of a weight [N, K] counts one."""
-    use = WeightUse("linear", torch.ones(weight.shape[0]), torch.eye(weight.shape[1]), visits=1)
-    return WeightStats(name, (use,), tokens=1)
+def everything_used(seen: Calibration) -> Calibration:
+    """As if the matrices of every parameter had been met: one that was not wholly met is taken as one matrix."""
+    blocks = dict(seen.blocks)
+    for report in seen.parameters:
+        if report.status in ("not seen", "partly"):
+            blocks = {name: block for name, block in blocks.items() if block.parameter != report.name}
+            lead = len(report.shape) - 1 if report.shape[-1] >= FEWEST_COLUMNS else 1
+            blocks[report.name] = Block(report.name, lead, 0, math.prod(report.shape[:lead]))
+    return replace(seen, blocks=blocks)
+
+
+def uniform(name: str, rows: int, columns: int) -> WeightStats:
+    """Statistics that know nothing: every row and every column of a matrix [N, K] counts one."""
+    return WeightStats(name, (WeightUse("linear", torch.ones(rows), torch.eye(columns), visits=1),), tokens=1)

@@ -1,8 +1,16 @@
-"""Windows over a stream of tokens in which every token but the first is a target exactly once."""
+"""Windows over a stream of tokens in which every token that can be a target is one exactly once.
 
+Dense windows run over the documents as if they were one text, as Parameter Golf trains; isolated windows keep inside
+their document, as a reader meets it.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from quantgolf.errors import QuantGolfError
+
+Context = Literal["dense", "isolated"]
 
 
 @dataclass(frozen=True)
@@ -15,23 +23,49 @@ class Window:
     seen: int
 
 
-def windows(tokens: int, length: int, stride: int | None = None) -> list[Window]:
-    """Windows of up to `length` inputs over `tokens` tokens, each `stride` after the one before.
+def windows(
+    documents: Sequence[int], length: int, stride: int | None = None, context: Context = "dense"
+) -> list[Window]:
+    """Windows of up to `length` inputs over documents of so many tokens each, in the order of the text.
 
     Without overlap (stride None, the same as `length`) the first targets of a window have little context; a
     smaller stride gives every target at least `length` - `stride` inputs, for as many times the work.
 
+    Args:
+        documents: tokens of each document, one behind the other in the stream.
+        length: tokens the model sees at once.
+        stride: how far each window is from the one before.
+        context: "dense": all tokens but the stream's first are targets. "isolated": no window reaches into another
+            document, and all tokens but the first of each document are targets.
+
     Raises:
-        QuantGolfError: fewer than two tokens, or a stride outside 1 to `length`.
+        QuantGolfError: nothing that can be a target, a stride outside 1 to `length`, or another context.
     """
     stride = length if stride is None else stride
     if not 1 <= stride <= length:
         raise QuantGolfError(f"stride is {stride}, expected 1 to the window's length {length}")
-    if tokens < 2:
-        raise QuantGolfError(f"text has {tokens} tokens, expected at least 2: give more text")
-    found, scored, start = [], 0, 0
-    while scored < tokens - 1:
-        stop = min(start + length, tokens - 1)
-        found.append(Window(start, stop, scored - start))
-        scored, start = stop, start + stride
+    if context not in ("dense", "isolated"):
+        raise QuantGolfError(f"context is {context!r}, expected 'dense' or 'isolated'")
+    found: list[Window] = []
+    first = 0
+    for tokens in [sum(documents)] if context == "dense" else documents:
+        scored, start = 0, 0
+        while scored < tokens - 1:
+            stop = min(start + length, tokens - 1)
+            found.append(Window(first + start, first + stop, scored - start))
+            scored, start = stop, start + stride
+        first += tokens
+    if not found:
+        raise QuantGolfError(
+            f"text has {first} tokens in {len(documents)} documents, expected at least 2 in "
+            f"{'all' if context == 'dense' else 'one of them'}: give more text"
+        )
     return found
+
+
+def by_length(found: Sequence[Window]) -> list[list[Window]]:
+    """Windows of equal length together, the longest first, so that memory is short at the start or never."""
+    groups: dict[int, list[Window]] = {}
+    for window in found:
+        groups.setdefault(window.stop - window.start, []).append(window)
+    return [groups[length] for length in sorted(groups, reverse=True)]

@@ -4,8 +4,9 @@ import math
 from collections.abc import Iterable
 
 from quantgolf.encode.dtypes import DTYPES, NARROWER
+from quantgolf.encode.place import rows_and_columns
 from quantgolf.errors import FormatError
-from quantgolf.types import CodedModel, CodedTensor
+from quantgolf.types import CodedBlock, CodedModel, CodedTensor
 
 WIDTHS = range(2, 9)
 MOST_DIMENSIONS = 16
@@ -35,27 +36,42 @@ def check_model(coded: CodedModel, max_decoded_bytes: int = MAX_DECODED_BYTES) -
             )
 
 
-def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """[N, K] in which a quantized tensor is coded: the first dimension, and all others together."""
-    return shape[0], math.prod(shape[1:])
-
-
 def _check_tensor(tensor: CodedTensor) -> None:
     name = tensor.name
     if tensor.dtype not in DTYPES:
         raise FormatError(f"{name} has dtype {tensor.dtype!r}, expected one of {', '.join(DTYPES)}")
     if len(tensor.shape) > MOST_DIMENSIONS or any(size < 0 for size in tensor.shape):
         raise FormatError(f"{name} has shape {list(tensor.shape)}, expected up to {MOST_DIMENSIONS} sizes from 0")
-    if tensor.bits is None:
-        _expect(name, "stored dtype", tensor.stored, [tensor.dtype, *NARROWER.get(tensor.dtype, ())])
-        if tensor.codes:
-            raise FormatError(f"{name} is kept as it is and has {len(tensor.codes)} bytes of codes, expected none")
-        return
-    _expect(name, "bits", tensor.bits, WIDTHS)
-    if tensor.stored is not None or not tensor.shape or not DTYPES[tensor.dtype].is_floating_point:
+    if not 0 <= tensor.lead <= len(tensor.shape):
         raise FormatError(
-            f"{name} has {tensor.bits}-bit codes, shape {list(tensor.shape)}, dtype {tensor.dtype} and stored dtype "
-            f"{tensor.stored}, expected a floating point tensor of at least one dimension and no stored dtype"
+            f"{name} of shape {list(tensor.shape)} merges {tensor.lead} dimensions, expected 0 to {len(tensor.shape)}"
+        )
+    rows, _ = rows_and_columns(tensor.shape, tensor.lead)
+    each = [block.rows for block in tensor.blocks]
+    if min(each, default=0) < 1 or sum(each) != rows:
+        raise FormatError(
+            f"{name} has {len(each)} blocks of {min(each, default=0)} rows or more, {sum(each)} together, "
+            f"expected 1 or more, {rows} together"
+        )
+    for block in tensor.blocks:
+        _check_block(tensor, block)
+
+
+def _check_block(tensor: CodedTensor, block: CodedBlock) -> None:
+    name = tensor.name
+    if block.bits is None:
+        _expect(name, "stored dtype", block.stored, [tensor.dtype, *NARROWER.get(tensor.dtype, ())])
+        if block.codes or block.transposed:
+            raise FormatError(
+                f"{name} has {block.rows} rows that are kept as they are, {len(block.codes)} bytes of codes and "
+                f"transposed={block.transposed}, expected no codes and rows that stand upright"
+            )
+        return
+    _expect(name, "bits", block.bits, WIDTHS)
+    if block.stored is not None or not DTYPES[tensor.dtype].is_floating_point:
+        raise FormatError(
+            f"{name} has {block.bits}-bit codes, dtype {tensor.dtype} and stored dtype {block.stored}, expected a "
+            "floating point tensor and no stored dtype"
         )
 
 

@@ -1,12 +1,12 @@
-"""A whole model as coded streams: one for each weight's codes, one shared by all steps, one by all small tensors.
+"""A whole model as coded streams: one for each matrix's codes, one shared by all steps, one by all small tensors.
 
-Steps and small tensors share because one at a time they are too short to learn a table from. Both are split into
-byte planes first: the high bytes of floating point numbers are alike, their low bytes are noise, and mixed neither
-codec can tell them apart.
+A tensor may hold several matrices, so it is cut into blocks of rows, each coded or kept on its own. Steps and small
+tensors share a stream because one at a time they are too short to learn a table from. Both are split into byte
+planes first: the high bytes of floating point numbers are alike, their low bytes are noise, and mixed neither codec
+can tell them apart.
 """
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,14 +14,32 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantgolf.encode.check import WIDTHS, check_model, matrix_shape
+from quantgolf.encode.check import check_model
 from quantgolf.encode.dtypes import DTYPES, dtype_name, from_bytes, stored_name, to_bytes
-from quantgolf.encode.stream import decode_codes, decode_stream, encode_codes, encode_stream
+from quantgolf.encode.place import matrix_shape, places, rows_and_columns
+from quantgolf.encode.stream import decode_codes, decode_stream, encode_stream
 from quantgolf.encode.varint import DAMAGED, Cursor, varint
 from quantgolf.errors import FormatError, QuantGolfError
-from quantgolf.types import CodedModel, CodedTensor, QTensor, Steps
+from quantgolf.types import Block, CodedBlock, CodedModel, CodedTensor, QTensor, Steps
 
 ITEM_SIZES = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """One matrix, solved and coded.
+
+    Attributes:
+        block: where it lies in its tensor.
+        row: steps [N], fp16.
+        bits: width of the codes.
+        codes: what `encode_codes` made of its codes [N, K].
+    """
+
+    block: Block
+    row: Tensor
+    bits: int
+    codes: bytes
 
 
 @dataclass(frozen=True)
@@ -30,21 +48,19 @@ class Entry:
 
     Attributes:
         name: as in the checkpoint; `aliases` are further names of the same storage.
-        original: the checkpoint's tensor. Its shape and dtype travel; its values only without `quantized`.
-        quantized: what stands for it, codes [shape[0], product of the rest]; None keeps the tensor as it is.
-        codes: what `encode_codes` made of the codes, where the caller has it already.
+        original: the checkpoint's tensor. Its shape and dtype travel, and the values of rows not in `quantized`.
+        quantized: the matrices in it that codes stand for, in any order; all merge as many dimensions.
     """
 
     name: str
     original: Tensor
-    quantized: QTensor | None = None
+    quantized: tuple[Quantized, ...] = ()
     aliases: tuple[str, ...] = ()
-    codes: bytes | None = None
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Bytes of a file that one tensor answers for; of the shared streams its share by number of values."""
+    """Bytes of a file that a tensor or a block answers for; of the shared streams its share by number of values."""
 
     codes: int
     steps: float
@@ -52,93 +68,149 @@ class Spent:
 
 
 def encode_model(entries: Sequence[Entry]) -> CodedModel:
-    """Codes tensors in the order given.
+    """Puts tensors together in the order given. Codes are taken as they are: they are checked when decoded.
 
     Raises:
-        QuantGolfError: codes or steps that do not fit their tensor, a dtype the format does not know, or names
-            used twice.
+        QuantGolfError: blocks that overlap or leave their tensor, steps that do not fit, a dtype the format does
+            not know, or names used twice.
     """
     tensors: list[CodedTensor] = []
-    rows: list[NDArray[np.uint8]] = []
+    steps: list[NDArray[np.uint8]] = []
     small: dict[int, list[NDArray[np.uint8]]] = {size: [] for size in ITEM_SIZES}
     for entry in entries:
         shape, dtype = tuple(entry.original.shape), dtype_name(entry.original.dtype, entry.name)
-        bits = stored = None
-        codes = b""
-        if entry.quantized is not None:
-            _check_quantized(entry.name, entry.quantized, shape)
-            bits = entry.quantized.bits
-            codes = encode_codes(entry.quantized.codes) if entry.codes is None else entry.codes
-            rows.append(to_bytes(entry.quantized.steps.row))
-        else:
-            stored = stored_name(entry.original, dtype)
-            small[DTYPES[stored].itemsize].append(to_bytes(entry.original.to(DTYPES[stored])))
-        tensors.append(CodedTensor(entry.name, shape, dtype, stored, bits, codes, entry.aliases))
-    coded = CodedModel(tuple(tensors), _encode_planes(rows), b"".join(map(_encode_planes, small.values())))
+        lead = entry.quantized[0].block.lead if entry.quantized else 0
+        rows = entry.original.reshape(rows_and_columns(shape, lead))
+        blocks = []
+        for start, stop, quantized in _cut(entry, lead, len(rows)):
+            if quantized is None:
+                stored = stored_name(rows[start:stop], dtype)
+                small[DTYPES[stored].itemsize].append(to_bytes(rows[start:stop].to(DTYPES[stored])))
+                blocks.append(CodedBlock(stop - start, stored, None, b""))
+            else:
+                _check_steps(quantized.block.name(shape), quantized.row, matrix_shape(shape, quantized.block)[0])
+                steps.append(to_bytes(quantized.row))
+                transposed = quantized.block.transposed
+                blocks.append(CodedBlock(stop - start, None, quantized.bits, quantized.codes, transposed))
+        tensors.append(CodedTensor(entry.name, shape, dtype, lead, tuple(blocks), entry.aliases))
+    coded = CodedModel(tuple(tensors), _encode_planes(steps), b"".join(map(_encode_planes, small.values())))
     check_model(coded)
     return coded
 
 
-def decode_model(coded: CodedModel) -> tuple[dict[str, QTensor], dict[str, Tensor]]:
-    """Quantized weights, and the tensors kept as they are in the checkpoint's shapes and dtypes, by first name.
+def decode_model(coded: CodedModel) -> Iterator[tuple[Block, QTensor | Tensor]]:
+    """Every block of every tensor in the file's order: its place, and what stands there.
 
-    A quantized weight's codes are [N, K]: the first dimension of its shape, and all others together.
+    Quantized rows come as codes and steps of their matrix [N, K], decoded when asked for, so that the codes of a
+    model are never all in memory unless they are kept. Other rows come as [rows, C] in the checkpoint's dtype.
 
     Raises:
-        FormatError: streams that do not fit the shapes, or that no `encode_model` can have written.
+        FormatError: streams that do not fit the shapes, or that no `encode_model` can have written; those of codes
+            as they are decoded.
     """
     check_model(coded)
-    quantized: dict[str, QTensor] = {}
+    laid = [(tensor, block, place) for tensor in coded.tensors for block, place in _laid(tensor)]
     cursor = Cursor(coded.steps, "the stream of steps")
-    weights = [(tensor, tensor.bits) for tensor in coded.tensors if tensor.bits is not None]
-    rows = _decode_planes(cursor, [tensor.shape[0] for tensor, _ in weights], 2)
+    rows = [_step_count(*each) for each in laid if each[1].bits is not None]
+    steps = iter(_decode_planes(cursor, rows, 2))
     cursor.finish()
-    for (tensor, bits), row in zip(weights, rows, strict=True):
-        steps = Steps(from_bytes(row, "F16"))
-        codes = decode_codes(tensor.codes, matrix_shape(tensor.shape), f"the codes of {tensor.name}")
-        quantized[tensor.name] = QTensor(codes, steps, bits)
-        _check_quantized(tensor.name, quantized[tensor.name], tensor.shape)
+    kept = iter(_decode_kept(coded))
+    return _decode_blocks(laid, steps, kept)
 
-    small: dict[str, Tensor] = {}
-    cursor = Cursor(coded.small, "the stream of small tensors")
-    kept = [(tensor, tensor.stored) for tensor in coded.tensors if tensor.stored is not None]
-    for size in ITEM_SIZES:
-        group = [(tensor, stored) for tensor, stored in kept if DTYPES[stored].itemsize == size]
-        values = _decode_planes(cursor, [math.prod(tensor.shape) for tensor, _ in group], size)
-        for (tensor, stored), data in zip(group, values, strict=True):
-            if stored == "BOOL" and data.size and data.max() > 1:
-                raise FormatError(f"{tensor.name} holds a truth value of {data.max()}, expected 0 or 1; {DAMAGED}")
-            small[tensor.name] = from_bytes(data, stored).to(DTYPES[tensor.dtype]).reshape(tensor.shape)
-    cursor.finish()
-    return quantized, {tensor.name: small[tensor.name] for tensor, _ in kept}
+
+def block_bytes(coded: CodedModel) -> tuple[tuple[Spent, ...], ...]:
+    """What each block of each tensor of a coded model costs, in its order; together the bytes of all streams."""
+    rows = [[_step_count(t, block, place) for block, place in _laid(t)] for t in coded.tensors]
+    kept = [[_kept_bytes(t, block) for block in t.blocks] for t in coded.tensors]
+    step, small = len(coded.steps) / max(1, sum(map(sum, rows))), len(coded.small) / max(1, sum(map(sum, kept)))
+    return tuple(
+        tuple(Spent(len(block.codes), n * step, size * small) for block, n, size in zip(t.blocks, *parts, strict=True))
+        for t, *parts in zip(coded.tensors, rows, kept, strict=True)
+    )
 
 
 def tensor_bytes(coded: CodedModel) -> tuple[Spent, ...]:
     """What each tensor of a coded model costs, in its order; together the bytes of all streams."""
-    rows = [0 if tensor.bits is None else tensor.shape[0] for tensor in coded.tensors]
-    kept = [0 if t.stored is None else math.prod(t.shape) * DTYPES[t.stored].itemsize for t in coded.tensors]
-    step, small = len(coded.steps) / max(1, sum(rows)), len(coded.small) / max(1, sum(kept))
     return tuple(
-        Spent(len(tensor.codes), row * step, size * small)
-        for tensor, row, size in zip(coded.tensors, rows, kept, strict=True)
+        Spent(sum(s.codes for s in blocks), sum(s.steps for s in blocks), sum(s.small for s in blocks))
+        for blocks in block_bytes(coded)
     )
 
 
-def _check_quantized(name: str, quantized: QTensor, shape: tuple[int, ...]) -> None:
-    codes, row, bits = quantized.codes, quantized.steps.row, quantized.bits
-    if quantized.steps.column is not None:
-        raise QuantGolfError(f"{name} has column steps, expected None: format version 0 stores row steps only")
-    if not shape or codes.shape != (expected := matrix_shape(shape)):
-        raise QuantGolfError(f"{name} has codes {list(codes.shape)}, expected [N, K] of its shape {list(shape)}")
-    if row.dtype != torch.float16 or row.shape != expected[:1] or not row.isfinite().all():
-        raise FormatError(
-            f"{name} has {row.dtype} steps {list(row.shape)}, expected finite torch.float16 of shape [{expected[0]}]"
-        )
-    if bits not in WIDTHS:
-        raise QuantGolfError(f"{name} has {bits} bits, expected {WIDTHS[0]} to {WIDTHS[-1]}")
+def _cut(entry: Entry, lead: int, rows: int) -> Iterator[tuple[int, int, Quantized | None]]:
+    """First row, row after the last, and the matrix there, for all `rows` of a tensor in order."""
+    at = 0
+    for quantized in sorted(entry.quantized, key=lambda quantized: quantized.block.start):
+        block = quantized.block
+        if block.parameter != entry.name or block.lead != lead or not at <= block.start < block.stop <= rows:
+            raise QuantGolfError(
+                f"{entry.name} of shape {list(entry.original.shape)} has {block}, expected lead={lead} as its first "
+                f"block has, and at least one of the rows {at} to {rows} that no block before it holds"
+            )
+        if at < block.start:
+            yield at, block.start, None
+        yield block.start, block.stop, quantized
+        at = block.stop
+    if at < rows:
+        yield at, rows, None
+
+
+def _laid(tensor: CodedTensor) -> Iterator[tuple[CodedBlock, Block]]:
+    return zip(tensor.blocks, places(tensor), strict=True)
+
+
+def _step_count(tensor: CodedTensor, block: CodedBlock, place: Block) -> int:
+    return 0 if block.bits is None else matrix_shape(tensor.shape, place)[0]
+
+
+def _kept_bytes(tensor: CodedTensor, block: CodedBlock) -> int:
+    columns = rows_and_columns(tensor.shape, tensor.lead)[1]
+    return 0 if block.stored is None else block.rows * columns * DTYPES[block.stored].itemsize
+
+
+def _decode_blocks(
+    laid: list[tuple[CodedTensor, CodedBlock, Block]], steps: Iterator[NDArray[np.uint8]], kept: Iterator[Tensor]
+) -> Iterator[tuple[Block, QTensor | Tensor]]:
+    for tensor, block, place in laid:
+        if block.bits is None:
+            yield place, next(kept)
+        else:
+            yield place, _decode_block(tensor, block.bits, block.codes, place, next(steps))
+
+
+def _decode_block(tensor: CodedTensor, bits: int, codes: bytes, place: Block, row: NDArray[np.uint8]) -> QTensor:
+    name, shape = place.name(tensor.shape), matrix_shape(tensor.shape, place)
+    found = QTensor(decode_codes(codes, shape, f"the codes of {name}"), Steps(from_bytes(row, "F16")), bits)
+    _check_steps(name, found.steps.row, shape[0])
     top = (1 << (bits - 1)) - 1
-    if codes.numel() and (largest := int(codes.short().abs().max())) > top:
+    if found.codes.numel() and (largest := int(found.codes.short().abs().max())) > top:
         raise FormatError(f"{name} has a code of magnitude {largest}, expected at most {top} for {bits} bits")
+    return found
+
+
+def _check_steps(name: str, row: Tensor, count: int) -> None:
+    if row.dtype != torch.float16 or row.shape != (count,) or not row.isfinite().all():
+        raise FormatError(f"{name} has {row.dtype} steps {list(row.shape)}, expected finite torch.float16 [{count}]")
+
+
+def _decode_kept(coded: CodedModel) -> list[Tensor]:
+    """The rows kept as they are, block by block, [rows, C] in their tensor's dtype."""
+    kept = [(t, block.rows, block.stored) for t in coded.tensors for block in t.blocks if block.stored is not None]
+    found: dict[int, Tensor] = {}
+    cursor = Cursor(coded.small, "the stream of small tensors")
+    for size in ITEM_SIZES:
+        group = [
+            (i, tensor, stored, (rows, rows_and_columns(tensor.shape, tensor.lead)[1]))
+            for i, (tensor, rows, stored) in enumerate(kept)
+            if DTYPES[stored].itemsize == size
+        ]
+        values = _decode_planes(cursor, [rows * columns for *_, (rows, columns) in group], size)
+        for (i, tensor, stored, shape), data in zip(group, values, strict=True):
+            if stored == "BOOL" and data.size and data.max() > 1:
+                raise FormatError(f"{tensor.name} holds a truth value of {data.max()}, expected 0 or 1; {DAMAGED}")
+            found[i] = from_bytes(data, stored).to(DTYPES[tensor.dtype]).reshape(shape)
+    cursor.finish()
+    return [found[i] for i in range(len(kept))]
 
 
 def _encode_planes(values: Sequence[NDArray[np.uint8]]) -> bytes:

@@ -1,5 +1,7 @@
 """From a file's codes to a module whose weights are their dequantized values."""
 
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -8,9 +10,9 @@ from torch import Tensor, nn
 from quantgolf.blob import read_blob
 from quantgolf.checkpoint import build_model, fill
 from quantgolf.checkpoint.model import module_from_description
-from quantgolf.encode import decode_model
+from quantgolf.encode import DTYPES, decode_model
 from quantgolf.errors import QuantGolfError
-from quantgolf.types import BlobHeader, CodedModel
+from quantgolf.types import BlobHeader, Block, CodedModel, CodedTensor, QTensor
 
 
 def load(
@@ -60,11 +62,32 @@ def module_of(
 def restore(coded: CodedModel) -> dict[str, Tensor]:
     """All tensors of a file by name, tied ones under each of their names, in the checkpoint's shapes.
 
-    Weights are fp32, as the codes define them; tensors that were kept have the checkpoint's dtype.
+    Tensors with quantized rows are fp32, as codes define them, their other rows rounded to it (only float64 can
+    lose by that); tensors that were kept whole have the checkpoint's dtype. Codes are decoded and dropped one matrix
+    at a time.
+
+    Raises:
+        FormatError: streams that do not fit their tensors.
     """
-    quantized, small = decode_model(coded)
+    decoded = decode_model(coded)
     tensors: dict[str, Tensor] = {}
     for entry in coded.tensors:
-        whole = quantized[entry.name].dequantize() if entry.name in quantized else small[entry.name]
-        tensors.update(dict.fromkeys((entry.name, *entry.aliases), whole.reshape(entry.shape)))
+        whole = _assemble(entry, islice(decoded, len(entry.blocks)))
+        tensors.update(dict.fromkeys((entry.name, *entry.aliases), whole))
     return tensors
+
+
+def _assemble(entry: CodedTensor, decoded: Iterable[tuple[Block, QTensor | Tensor]]) -> Tensor:
+    """A tensor of its blocks; one that is whole and upright is not copied."""
+    if len(entry.blocks) == 1 and not entry.blocks[0].transposed:
+        ((_, part),) = decoded
+        return _values(part).reshape(entry.shape)
+    quantized = any(block.bits is not None for block in entry.blocks)
+    whole = torch.empty(entry.shape, dtype=torch.float32 if quantized else DTYPES[entry.dtype])
+    for place, part in decoded:
+        place.matrix(whole).copy_(_values(part))
+    return whole
+
+
+def _values(part: QTensor | Tensor) -> Tensor:
+    return part.dequantize() if isinstance(part, QTensor) else part

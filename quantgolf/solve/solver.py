@@ -9,7 +9,7 @@ from torch import Tensor
 
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve.gptq import Factor, factorise, feed_back
-from quantgolf.solve.grid import absmax_steps, nearest, searched_steps, top_level
+from quantgolf.solve.grid import absmax_steps, nearest, rounded_costs, searched_steps, top_level
 from quantgolf.types import QTensor, SolveReport, Steps, WeightStats
 
 Solver = Literal["rtn", "gptq_lite", "gptq"]
@@ -120,11 +120,8 @@ def predict(prepared: Prepared, bits: int) -> tuple[NDArray[np.int64], float]:
     error counts with the pivot that feedback leaves of it.
     """
     step = steps_of(prepared, bits)
+    counts, losses = rounded_costs(prepared.weight, step, bits, prepared.importance)
+    if prepared.factor is not None:
+        return counts, 0.5 * float(losses @ prepared.stats.row_weight().cpu().double().numpy())
     codes = nearest(prepared.weight, step, bits)
-    top = top_level(bits)
-    counts = np.bincount(codes.numpy().ravel().astype(np.int64) + top, minlength=2 * top + 1)
-    error = codes.float() * step.float()[:, None] - prepared.weight
-    if prepared.factor is None:
-        return counts, prepared.stats.loss(error)
-    rows = prepared.stats.row_weight().cpu().double()
-    return counts, 0.5 * float((error.square() @ prepared.importance).double() @ rows)
+    return counts, prepared.stats.loss(codes.float().mul_(step.float()[:, None]).sub_(prepared.weight))

@@ -2,7 +2,9 @@
 
 import json
 import re
+from dataclasses import replace
 from hashlib import blake2b
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,22 @@ import numpy as np
 import pytest
 import torch
 import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
 
-from quantgolf.blob import read_blob
-from quantgolf.compress import compress
+from quantgolf.blob import pack, parse
+from quantgolf.checkpoint import read_demo
+from quantgolf.encode import Entry, Quantized, encode_codes, encode_model
 from quantgolf.runtime import restore
+from quantgolf.types import Block
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 DTYPES = dict(
     re.findall(r"(\d+) ([A-Z]+[0-9A-Z_]*)", PAGE.split("one byte, its dtype: ")[1].split(", as safetensors")[0])
 )
 DICTIONARY = PAGE.split("```")[1].strip("\n").encode()
-NUMPY = {"BOOL": "?", "U8": "u1", "I8": "i1", "F16": "<f2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
+NUMPY = {"BOOL": "?", "U8": "u1", "I8": "i1", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
 
 
 class Reader:
@@ -107,32 +114,53 @@ def read(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
     shapes = [[r.varint() for _ in range(r.varint())] for _ in every]
     r.take(len(every))
     storage = r.take(len(every))
-    lengths = [r.varint() if kind < 128 else 0 for kind in storage]
+    blocks: list[tuple[int, int, int, int]] = []  # tensor, rows, columns, storage
+    for i in every:
+        lead = storage[i] < 128
+        blocks.append((i, prod(shapes[i][:lead]), prod(shapes[i][lead:]), storage[i]))
+    for i in (i for i in every if storage[i] == 1):
+        lead, count = r.varint(), r.varint()
+        rows = [r.varint() for _ in range(count)]
+        assert sum(rows) == prod(shapes[i][:lead]) and min(rows) > 0
+        parts = [(i, n, prod(shapes[i][lead:]), kind) for n, kind in zip(rows, r.take(count), strict=True)]
+        at = next(at for at, block in enumerate(blocks) if block[0] == i)
+        blocks[at : at + 1] = parts
+    lengths = [r.varint() if kind < 128 else 0 for *_, kind in blocks]
     steps_size, small_size = r.varint(), r.varint()
+    assert r.at == len(r.data)
     streams = [file.take(length) for length in lengths]
     steps, small = Reader(file.take(steps_size)), Reader(file.take(small_size))
     assert file.at == len(file.data) - 8
-    quantized = [i for i in every if storage[i] < 128]
-    rows = np.frombuffer(planes(steps, sum(shapes[i][0] for i in quantized), 2), "<f2").astype(np.float32)
-    tensors: dict[int, np.ndarray] = {}
-    for i in quantized:
-        n, rows_here = shapes[i][0], rows[: shapes[i][0]]
-        codes = np.array(symbols(streams[i], prod(shapes[i])), dtype=np.float32).reshape(n, -1) - 128
-        tensors[i], rows = (codes * rows_here[:, None]).reshape(shapes[i]), rows[n:]
+    found: dict[int, np.ndarray] = {}
+    heights = [(c if kind > 64 else n) if kind < 128 else 0 for _, n, c, kind in blocks]
+    row = np.frombuffer(planes(steps, sum(heights), 2), "<f2").astype(np.float32)
+    for at, (_, n, c, kind) in enumerate(blocks):
+        if kind < 128:
+            codes = np.array(symbols(streams[at], n * c), dtype=np.float32).reshape(heights[at], -1) - 128
+            assert abs(codes).max(initial=0) < 2 ** (kind % 64 - 1)
+            weight, row = codes * row[: heights[at], None], row[heights[at] :]
+            found[at] = weight.T if kind > 64 else weight
     for itemsize in (1, 2, 4, 8):
-        kinds = {i: np.dtype(NUMPY[DTYPES[str(storage[i] - 128)]]) for i in every if storage[i] >= 128}
-        group = [i for i in kinds if kinds[i].itemsize == itemsize]
-        values = planes(small, sum(prod(shapes[i]) for i in group), itemsize)
-        for i in group:
-            size = prod(shapes[i]) * itemsize
-            tensors[i], values = np.frombuffer(values[:size], kinds[i]).reshape(shapes[i]), values[size:]
+        kinds = {at: DTYPES[str(kind - 128)] for at, (*_, kind) in enumerate(blocks) if kind >= 128}
+        group = [at for at, kind in kinds.items() if np.dtype(NUMPY[kind]).itemsize == itemsize]
+        values = planes(small, sum(blocks[at][1] * blocks[at][2] for at in group), itemsize)
+        for at in group:
+            size = blocks[at][1] * blocks[at][2] * itemsize
+            here, values = np.frombuffer(values[:size], NUMPY[kinds[at]]), values[size:]
+            if kinds[at] == "BF16":
+                here = (here.astype("<u4") << 16).view("<f4")
+            found[at] = here.reshape(blocks[at][1:3])
+    tensors = [
+        np.concatenate([found[at] for at, block in enumerate(blocks) if block[0] == i]).reshape(shapes[i])
+        for i in every
+    ]
     return model, {alias.decode(): tensors[i] for i in every for alias in names[i]}
 
 
-def same(path: Path) -> None:
-    header, coded = read_blob(path)
+def same(data: bytes) -> None:
+    header, coded = parse(data)
     expected = restore(coded)
-    model, found = read(path.read_bytes())
+    model, found = read(data)
     assert model == header.model and set(found) == set(expected)
     for name, tensor in expected.items():
         assert tensor.shape == found[name].shape
@@ -140,11 +168,67 @@ def same(path: Path) -> None:
 
 
 def test_the_golden_file_is_what_the_page_says() -> None:
-    same(Path(__file__).parent / "golden_v0.qg")
+    same((Path(__file__).parent / "golden_v0.qg").read_bytes())
+
+
+@st.composite
+def cut_tensors(draw: st.DrawFn) -> tuple[Entry, list[list[float]]]:
+    """A tensor cut anywhere, blocks quantized upright, transposed or kept, and the [R, C] that has to come back."""
+    shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
+    lead = draw(st.integers(0, len(shape)))
+    rows, columns = prod(shape[:lead]), prod(shape[lead:])
+    dtype = draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]))
+    values = torch.tensor(draw(st.lists(st.integers(-256, 256), min_size=rows * columns, max_size=rows * columns)))
+    expected = (values / 8).reshape(rows, columns).tolist()
+    parts = []
+    stops = sorted(draw(st.sets(st.integers(1, rows))) | {rows})
+    for start, stop in pairwise([0, *stops]):
+        if draw(st.booleans()):
+            continue
+        transposed, bits = draw(st.booleans()), draw(st.integers(2, 8))
+        n, k = (columns, stop - start) if transposed else (stop - start, columns)
+        top = 2 ** (bits - 1) - 1
+        codes = draw(st.lists(st.lists(st.integers(-top, top), min_size=k, max_size=k), min_size=n, max_size=n))
+        steps = draw(st.lists(st.sampled_from([2.0**-12, 0.375, -1.0, 3.0]), min_size=n, max_size=n))
+        for i in range(n):
+            for j in range(k):
+                r, c = (j, i) if transposed else (i, j)
+                expected[start + r][c] = codes[i][j] * steps[i]
+        block = Block("w", lead, start, stop, transposed)
+        parts.append(
+            Quantized(block, torch.tensor(steps).half(), bits, encode_codes(torch.tensor(codes).to(torch.int8)))
+        )
+    return Entry("w", (values / 8).reshape(shape).to(dtype), tuple(draw(st.permutations(parts)))), expected
+
+
+@given(st.lists(cut_tensors(), min_size=1, max_size=3))
+@settings(deadline=None, max_examples=60)
+def test_any_cut_of_any_tensor_comes_back(drawn: list[tuple[Entry, list[list[float]]]]) -> None:
+    entries = []
+    for at, (entry, _) in enumerate(drawn):
+        parts = tuple(replace(q, block=replace(q.block, parameter=f"w{at}")) for q in entry.quantized)
+        entries.append(replace(entry, name=f"w{at}", quantized=parts))
+    coded = encode_model(entries)
+    data = pack(coded, None)
+    assert parse(data)[1] == coded
+    restored = restore(coded)
+    for entry, (_, expected) in zip(entries, drawn, strict=True):
+        tensor = restored[entry.name]
+        assert tensor.dtype == (torch.float32 if entry.quantized else entry.original.dtype)
+        assert tensor.shape == entry.original.shape
+        assert tensor.flatten().tolist() == [value for row in expected for value in row]
+    same(data)
 
 
 @pytest.mark.parametrize("bits", [2, 5])
-def test_the_demo_file_is_what_the_page_says(demo: Any, tmp_path: Path, bits: int) -> None:
-    result = compress(demo.source, demo.stats, rules=[("*", bits)], solver="rtn")
-    result.write(tmp_path / "a.qg")
-    same(tmp_path / "a.qg")
+def test_a_file_of_real_weights_is_what_the_page_says(bits: int) -> None:
+    top, entries = 2 ** (bits - 1) - 1, []
+    for name, tensor in load_file(read_demo().checkpoint).items():
+        parts: tuple[Quantized, ...] = ()
+        if tensor.ndim == 2:
+            steps = (tensor.float().abs().amax(1) / top).half()
+            codes = (tensor / steps[:, None]).round().clamp(-top, top).to(torch.int8)
+            parts = (Quantized(Block(name, 1, 0, len(tensor)), steps, bits, encode_codes(codes)),)
+        entries.append(Entry(name, tensor, parts))
+    assert sum(bool(entry.quantized) for entry in entries) > 10
+    same(pack(encode_model(entries), read_demo().card))

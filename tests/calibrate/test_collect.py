@@ -32,20 +32,21 @@ class Tied(nn.Module):
         return F.linear(x, self.emb.weight)
 
 
-def token_batches(count: int = 3, vocab: int = 11) -> list[Tensor]:
+def token_batches(count: int = 3, vocab: int = 11) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(7)
-    return [torch.randint(vocab, (2, 5), generator=generator) for _ in range(count)]
+    streams = [torch.randint(vocab, (2, 6), generator=generator) for _ in range(count)]
+    return [(stream[:, :-1], stream[:, 1:]) for stream in streams]
 
 
-def oracle(model: Tied, batches: list[Tensor]) -> dict[str, Tensor]:
+def oracle(model: Tied, batches: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
     """The sums of a one-pass `Tied` by writing its forward pass out and asking autograd for every output."""
-    generator = torch.Generator().manual_seed(0)
     sums: dict[str, Tensor] = {}
 
     def add(key: str, value: Tensor) -> None:
         sums[key] = sums.get(key, torch.zeros(())) + value.double()
 
-    for tokens in batches:
+    for index, (tokens, _) in enumerate(batches):
+        generator = torch.Generator().manual_seed(index)
         looked_up = model.emb.weight[tokens].detach().requires_grad_()
         hidden = F.linear(looked_up, model.hidden.weight)
         x = looked_up + torch.tanh(hidden)
@@ -64,7 +65,7 @@ def oracle(model: Tied, batches: list[Tensor]) -> dict[str, Tensor]:
 
 def test_every_use_matches_the_oracle() -> None:
     model, batches = Tied(), token_batches()
-    stats, sums, tokens = collect(model, batches), oracle(model, batches), 30
+    stats, sums, tokens = collect(model, batches).stats, oracle(model, batches), 30
     (hidden,) = stats["hidden.weight"].uses
     torch.testing.assert_close(hidden.column.double(), sums["hidden_h"] / tokens, atol=1e-6, rtol=1e-5)
     torch.testing.assert_close(hidden.row.double(), sums["hidden_g"].diagonal() / tokens, atol=1e-6, rtol=1e-5)
@@ -93,9 +94,9 @@ def test_three_identical_passes_count_threefold() -> None:
             return logits
 
     model = Threefold()
-    once = collect(model, token_batches())["hidden.weight"].uses[0]
+    once = collect(model, token_batches()).stats["hidden.weight"].uses[0]
     model.calls = 2  # three calls: one feeds the loss, one adds to it, one is subtracted without a gradient
-    twice = collect(model, token_batches())["hidden.weight"].uses[0]
+    twice = collect(model, token_batches()).stats["hidden.weight"].uses[0]
     torch.testing.assert_close(twice.column, 3 * once.column)
     # G is the mean over visits, and the detached visit has none.
     torch.testing.assert_close(twice.row, once.row * 2 / 3)
@@ -104,8 +105,9 @@ def test_three_identical_passes_count_threefold() -> None:
 
 def test_split_batches_equal_whole_up_to_the_sampled_labels() -> None:
     model, batches = Tied(), token_batches()
-    split = collect(model, batches)["hidden.weight"].uses[0]
-    whole = collect(model, [torch.cat(batches)])["hidden.weight"].uses[0]
+    split = collect(model, batches).stats["hidden.weight"].uses[0]
+    inputs, targets = zip(*batches, strict=True)
+    whole = collect(model, [(torch.cat(inputs), torch.cat(targets))]).stats["hidden.weight"].uses[0]
     torch.testing.assert_close(split.column, whole.column)
     assert split.visits == whole.visits
 
@@ -113,9 +115,9 @@ def test_split_batches_equal_whole_up_to_the_sampled_labels() -> None:
 def test_model_leaves_as_it_came_even_frozen() -> None:
     model = Tied().train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    reference = collect(model, token_batches())
+    reference = collect(model, token_batches()).stats
     model.requires_grad_(False)
-    frozen = collect(model, token_batches())
+    frozen = collect(model, token_batches()).stats
     assert model.training
     assert all(p.grad is None and not p.requires_grad for p in model.parameters())
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
@@ -130,7 +132,7 @@ def test_autocast_does_not_touch_the_statistics_dtype() -> None:
     model.initialise(torch.Generator().manual_seed(0))
     batches = token_batches(vocab=32)
     with torch.autocast("cpu", torch.bfloat16):
-        stats = collect(model, batches)
+        stats = collect(model, batches).stats
     for weight in stats.values():
         for use in weight.uses:
             assert use.row.dtype == use.column.dtype == torch.float32
@@ -140,13 +142,13 @@ def test_autocast_does_not_touch_the_statistics_dtype() -> None:
 
 def test_golf_model_is_captured_whole() -> None:
     model = Golf(GolfConfig(vocab_size=32, dim=32, layers=2))
-    stats = collect(model, token_batches(vocab=32))
+    stats = collect(model, token_batches(vocab=32)).stats
     assert set(stats) == {name for name, p in model.named_parameters() if p.ndim == 2}
     assert [use.kind for use in stats["emb.weight"].uses] == ["lookup", "linear"]
 
 
 def test_unused_weight_is_absent() -> None:
-    assert "spare.weight" not in collect(Tied(unused=True), token_batches())
+    assert "spare.weight" not in collect(Tied(unused=True), token_batches()).stats
 
 
 def test_no_text_and_infinite_activations_are_refused() -> None:

@@ -1,15 +1,14 @@
 """A checkpoint must fit its module; whatever does not is said in one line."""
 
 import json
-from collections import OrderedDict
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from quantgolf.checkpoint import build_model, describe_model, fill, open_checkpoint, read_state, write_state
+from quantgolf.checkpoint import build_model, describe_model, fill, open_checkpoint
 from quantgolf.errors import QuantGolfError
 from quantgolf.models.golf import Golf, GolfConfig
 
@@ -35,8 +34,28 @@ def wrong():
     return 3
 
 def broken():
-    raise ValueError("no weights today")
+    raise ValueError("no weights today\\nnor tomorrow")
+
+def exits():
+    raise SystemExit(2)
+
+def compiled():
+    return torch.compile(build(), backend="eager")
+
+def with_sibling():
+    import sibling_of_net
+    return sibling_of_net.build()
 """
+
+
+class Tied(nn.Module):
+    """A head tied to the embedding by name, or, with `memory`, by another parameter on the same memory."""
+
+    def __init__(self, memory: bool = False) -> None:
+        super().__init__()
+        self.emb = nn.Embedding(4, 3)
+        self.head = nn.Linear(3, 4, bias=False)
+        self.head.weight = nn.Parameter(self.emb.weight.data) if memory else self.emb.weight
 
 
 @pytest.fixture
@@ -64,7 +83,8 @@ def test_card_and_script_build_modules(tmp_path: Path, script: Path) -> None:
         ("nowhere.py:build", "no such file"),
         ("{script}:nothing", "has no function 'nothing'"),
         ("{script}:wrong", "returned int"),
-        ("{script}:broken", "no weights today"),
+        ("{script}:broken", "no weights today nor tomorrow; it is called without arguments"),
+        ("{script}:exits", r"exits\(\) failed, SystemExit: 2"),
     ],
 )
 def test_bad_models_are_refused(script: Path, spec: str, message: str) -> None:
@@ -119,49 +139,99 @@ def test_half_precision_is_kept_as_stored_and_computed_in_fp32(tmp_path: Path) -
     assert checkpoint.parameters == sum(p.numel() for p in model.parameters())
 
 
-def test_tied_storage_is_kept_once() -> None:
-    class Tied(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.emb = nn.Embedding(4, 3)
-            self.head = nn.Linear(3, 4, bias=False)
-            self.head.weight = self.emb.weight
+@pytest.mark.parametrize("memory", [False, True])
+def test_tied_storage_is_kept_once(memory: bool) -> None:
+    def tied() -> Tied:
+        return Tied(memory)
 
     state = {"emb.weight": torch.ones(4, 3), "head.weight": torch.ones(4, 3)}
-    assert fill(Tied(), state, "test") == {"emb.weight": ("head.weight",)}
-    assert fill(Tied(), {"emb.weight": torch.ones(4, 3)}, "test") == {}
-    fill(Tied(), {"head.weight": torch.ones(4, 3)}, "test")
+    assert fill(tied(), state, "test") == {"emb.weight": ("head.weight",)}
+    assert fill(tied(), {"emb.weight": torch.ones(4, 3)}, "test") == {}
+    fill(tied(), {"head.weight": torch.ones(4, 3)}, "test")
     with pytest.raises(QuantGolfError, match=r"head\.weight differs from emb\.weight"):
-        fill(Tied(), state | {"head.weight": torch.zeros(4, 3)}, "test")
+        fill(tied(), state | {"head.weight": torch.zeros(4, 3)}, "test")
 
 
-def test_torch_files_load_without_their_pickle(tmp_path: Path) -> None:
-    good, more, code = tmp_path / "good.pt", tmp_path / "more.pt", tmp_path / "code.pt"
-    torch.save(OrderedDict(a=torch.ones(2)), good)
-    assert read_state(good)["a"].tolist() == [1, 1]
-    torch.save({"model": {"a": torch.ones(2)}, "step": 3}, more)
-    with pytest.raises(QuantGolfError, match="alone, without optimizer"):
-        read_state(more)
-    torch.save({"a": nn.Linear(2, 2)}, code)
-    with pytest.raises(QuantGolfError, match="weights_only=True"):
-        read_state(code)
+def test_a_tie_survives_opening_and_loading(tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_file({"emb.weight": torch.randn(4, 3)}, path)
+    for memory in (False, True):
+        module = open_checkpoint(path, Tied(memory)).module
+        assert module.head.weight.data_ptr() == module.emb.weight.data_ptr()
+        fill(module, {"head.weight": torch.ones(4, 3)}, "test")
+        assert bool((module.emb.weight == 1).all()) and bool((module.head.weight == 1).all())
 
 
-@pytest.mark.parametrize("name", ["missing.safetensors", "text.safetensors", "empty.safetensors", "text.pt", "x.bin"])
-def test_unreadable_checkpoints_are_refused(tmp_path: Path, name: str) -> None:
-    if not name.startswith("missing"):
-        (tmp_path / name).write_text("" if name.startswith("empty") else "hello, this is not a checkpoint")
-    with pytest.raises(QuantGolfError, match="checkpoint "):
-        read_state(tmp_path / name)
+def test_storage_shared_in_the_file_alone_is_two_tensors(tmp_path: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+
+    flat = torch.randn(18)
+    shared, views = tmp_path / "shared.pt", tmp_path / "views.pt"
+    torch.save({"a.weight": flat[:9].view(3, 3), "b.weight": flat[:9].view(3, 3)}, shared)
+    torch.save({"a.weight": flat[:9].view(3, 3), "b.weight": flat[9:].view(3, 3).T}, views)
+    checkpoint = open_checkpoint(shared, Two())
+    assert list(checkpoint.tensors) == ["a.weight", "b.weight"] and checkpoint.aliases == {}
+    checkpoint = open_checkpoint(views, Two())
+    assert torch.equal(checkpoint.module.a.weight, flat[:9].view(3, 3))
+    assert torch.equal(checkpoint.module.b.weight, flat[9:].view(3, 3).T)
 
 
-def test_writing_never_replaces_unasked_and_leaves_no_rest(tmp_path: Path) -> None:
-    path = tmp_path / "out.safetensors"
-    write_state(path, {"a": torch.ones(2)})
-    with pytest.raises(QuantGolfError, match="exists already"):
-        write_state(path, {"a": torch.zeros(2)})
-    assert load_file(path)["a"].tolist() == [1, 1]
-    write_state(path, {"a": torch.zeros(2)}, overwrite=True)
-    with pytest.raises(QuantGolfError, match="cannot be written"):
-        write_state(tmp_path / "no" / "folder.safetensors", {"a": torch.ones(2)})
-    assert [p.name for p in tmp_path.iterdir()] == ["out.safetensors"]
+@pytest.mark.parametrize("suffix", ["safetensors", "pt"])
+def test_fp32_weights_exist_once_and_narrower_ones_are_widened(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"c.{suffix}"
+    state = {"a.weight": torch.randn(3, 3), "a.bias": torch.randn(3).bfloat16()}
+    (save_file if suffix == "safetensors" else torch.save)(state, path)
+    checkpoint = open_checkpoint(path, nn.ModuleDict({"a": nn.Linear(3, 3)}))
+    layer = checkpoint.module["a"]
+    assert isinstance(layer.weight, nn.Parameter) and layer.weight.requires_grad
+    assert layer.weight.data_ptr() == checkpoint.tensors["a.weight"].data_ptr()
+    assert layer.bias.dtype == torch.float32 and checkpoint.tensors["a.bias"].dtype == torch.bfloat16
+    assert torch.equal(layer.weight, state["a.weight"]) and torch.equal(layer.bias, state["a.bias"].float())
+    with torch.no_grad():  # the mapping is private: whoever breaks the rule does not change the file
+        layer.weight.zero_()
+    again = open_checkpoint(path, nn.ModuleDict({"a": nn.Linear(3, 3)}))
+    assert torch.equal(again.tensors["a.weight"], state["a.weight"])
+
+
+def test_parameters_that_overlap_keep_their_memory(tmp_path: Path) -> None:
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            flat = torch.zeros(12)
+            self.a, self.b = nn.Parameter(flat[:4].view(2, 2)), nn.Parameter(flat[4:].view(2, 4))
+
+    state = {"a": torch.randn(2, 2), "b": torch.randn(2, 4)}
+    save_file(state, tmp_path / "c.safetensors")
+    module = open_checkpoint(tmp_path / "c.safetensors", Flat()).module
+    assert module.b.data_ptr() == module.a.data_ptr() + 16
+    assert torch.equal(module.a, state["a"]) and torch.equal(module.b, state["b"])
+
+
+def test_the_callers_module_is_left_alone_where_weights_are_bad(tmp_path: Path) -> None:
+    path, module = tmp_path / "c.safetensors", nn.Linear(2, 2)
+    before = module.weight.detach().clone()
+    save_file({"weight": torch.ones(2, 2), "bias": torch.tensor([0, float("nan")])}, path)
+    with pytest.raises(QuantGolfError, match="bias has 1 values"):
+        open_checkpoint(path, module)
+    assert torch.equal(module.weight, before)
+
+
+def test_factories_may_compile_and_import_their_siblings(script: Path) -> None:
+    sibling = "from torch import nn\n\ndef build():\n    return nn.Linear(1, 1)\n"
+    (script.parent / "sibling_of_net.py").write_text(sibling)
+    assert type(build_model(f"{script}:compiled")).__name__ == "Net"
+    assert type(build_model(f"{script}:with_sibling")) is nn.Linear
+
+
+def test_a_card_is_described_through_compilation() -> None:
+    model = Golf(GolfConfig(vocab_size=16, dim=16, layers=1))
+    assert describe_model(torch.compile(model, backend="eager")) == describe_model(model)
+
+
+def test_a_missing_model_option_is_asked_for(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "c.safetensors")
+    with pytest.raises(QuantGolfError, match=r"--model is missing.*hf:PATH"):
+        open_checkpoint(tmp_path / "c.safetensors")

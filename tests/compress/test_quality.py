@@ -39,7 +39,7 @@ def test_kl_falls_from_rtn_to_gptq_lite_to_gptq(demo: Any, bits: int) -> None:
 def test_at_equal_bytes_gptq_wins_and_no_file_is_over(demo: Any, tmp_path: Any) -> None:
     limit, kl = 2 * demo.source.parameters // 5, {}
     for solver in SOLVERS:
-        result = compress(demo.source, demo.stats, max_bytes=limit, solver=solver)
+        result = compress(demo.source, demo.calibration, max_bytes=limit, solver=solver)
         path = tmp_path / f"{solver}.qg"
         result.write(path)
         assert 0.995 * limit <= path.stat().st_size <= limit
@@ -53,6 +53,10 @@ def test_at_equal_bytes_gptq_wins_and_no_file_is_over(demo: Any, tmp_path: Any) 
 
 
 def test_fixed_overhead_of_the_demo_file_is_small(demo: Any) -> None:
-    result = compress(demo.source, demo.stats, rules=[("*", 3)], solver="rtn")
-    streams = sum(len(t.codes) for t in result.coded.tensors) + len(result.coded.steps) + len(result.coded.small)
+    result = compress(demo.source, demo.calibration, rules=[("*", 3)], solver="rtn")
+    streams = (
+        sum(len(b.codes) for t in result.coded.tensors for b in t.blocks)
+        + len(result.coded.steps)
+        + len(result.coded.small)
+    )
     assert len(result.data) - streams < 300

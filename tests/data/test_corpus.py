@@ -10,10 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantgolf.data import Tokenizer, corpus_from_texts, read_corpus, refuse_misfit
-from quantgolf.data.corpus import _split
+from quantgolf.data import Tokenizer, corpus_from_texts, read_corpus
+from quantgolf.data.documents import split
 from quantgolf.errors import QuantGolfError
-from quantgolf.models.golf import Golf, GolfConfig
 
 TEXT = "One line.\n\nTwo é.\r\n  \nThree\nfour\n\n\nfive"
 
@@ -46,7 +45,7 @@ def test_documents_and_their_bytes(
 
 @given(st.text(alphabet="ab \n\r\té", max_size=60), st.sampled_from(["lines", "paragraphs", "files"]))
 def test_no_byte_is_lost(text: str, documents: str) -> None:
-    pieces = list(_split(text, documents))  # type: ignore[arg-type]
+    pieces = list(split(text, documents))  # type: ignore[arg-type]
     total = sum(len(piece.encode()) + line_break for piece, line_break in pieces)
     assert total == len(text.encode())
 
@@ -102,37 +101,58 @@ def test_missing_files_and_foreign_tokenizers_are_refused(tmp_path: Path, tokeni
         corpus_from_texts([""], tokenizer)
     with pytest.raises(QuantGolfError, match="documents is 'words'"):
         read_corpus(path, tokenizer, "words")  # type: ignore[arg-type]
+    with pytest.raises(QuantGolfError, match="character 1 is half a surrogate pair"):
+        corpus_from_texts(["a\ud800"], tokenizer)
 
 
-@pytest.mark.parametrize(("vocabulary", "fits"), [(1024, True), (1088, True), (1000, False), (2048, False)])
-def test_vocabularies_have_to_fit_up_to_padding(tokenizer: Tokenizer, vocabulary: int, fits: bool) -> None:
-    text = corpus_from_texts(["hello"], tokenizer)
-    model = Golf(GolfConfig(vocab_size=vocabulary, dim=8, layers=1, heads=1, kv_heads=1))
-    if fits:
-        refuse_misfit(model, text, 512)
-    else:
-        with pytest.raises(QuantGolfError, match=f"1,024 pieces and the model {vocabulary:,} logits"):
-            refuse_misfit(model, text, 512)
+def jsonl(tmp_path: Path, *lines: str | bytes, name: str = "text.jsonl") -> Path:
+    path = tmp_path / name
+    path.write_bytes(b"".join((line if isinstance(line, bytes) else line.encode()) + b"\n" for line in lines))
+    return path
 
 
-def test_modules_without_logits_are_refused(tokenizer: Tokenizer) -> None:
-    text = corpus_from_texts(["hello"], tokenizer)
+def test_each_line_of_json_is_a_document(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = jsonl(
+        tmp_path, '{"text": "One\\nline", "id": 1}', "", '{"text": "caf\\u00e9 \\ud83c\\udf89"}', '{"text": "  "}', "  "
+    )
+    corpus = read_corpus(path, tokenizer, "files")
+    expected = corpus_from_texts(["One\nline", "café 🎉"], tokenizer)
+    assert torch.equal(corpus.tokens, expected.tokens) and torch.equal(corpus.document, expected.document)
+    assert corpus.bytes.tolist() == [8, 5 + 1 + 4]
+    assert (corpus.uncounted, corpus.counted) == (2, "utf-8 text")
+    assert corpus.lengths.tolist() == [int((corpus.document == d).sum()) for d in (0, 1)]
+    other = jsonl(tmp_path, '{"body": "One\\nline"}', name="b.ndjson")
+    assert torch.equal(read_corpus(other, tokenizer, text_field="body").tokens, corpus.tokens[corpus.document == 0])
+    both = read_corpus([path, write(tmp_path, "a line\n")], tokenizer)
+    assert both.bytes.tolist() == [8, 10, 7]
 
-    class Pair(torch.nn.Linear):
-        def forward(self, tokens: torch.Tensor) -> object:
-            return (tokens, tokens)
 
-    with pytest.raises(QuantGolfError, match="returned tuple"):
-        refuse_misfit(Pair(2, 2), text, 512)
+def test_json_lines_are_read_no_further_than_asked(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = jsonl(tmp_path, *['{"text": "enough words for a few tokens"}'] * 5, "not JSON")
+    assert len(read_corpus(path, tokenizer, max_tokens=8).bytes) == 1
+    with pytest.raises(QuantGolfError, match="line 6 is not JSON"):
+        read_corpus(path, tokenizer)
 
-    class Short(Golf):
-        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-            if tokens.shape[1] > 3:
-                raise IndexError("no position 3")
-            return super().forward(tokens)
 
-    longer = corpus_from_texts(["abc " * 9], tokenizer)
-    with pytest.raises(QuantGolfError, match=r"failed on a window of \d+ tokens .*; give a smaller --length"):
-        refuse_misfit(Short(GolfConfig(dim=8, layers=1, heads=1, kv_heads=1)), longer, 9)
-    with pytest.raises(QuantGolfError, match="failed on one token"):
-        refuse_misfit(torch.nn.Linear(2, 2), text, 512)
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": ', "line 2 is not JSON"),
+        (b'{"text": "\xff"}', "line 2 is not JSON"),
+        ("[" * 100_000, "line 2 is not JSON"),
+        ('{"text": null, "body": "x"}', "no text in field 'text' .fields body, text."),
+        ("{}", "no text in field 'text'"),
+        ('["text"]', "no text in field 'text' .list."),
+        ('{"text": "\\ud800"}', "line 2: texts: character 0 is half a surrogate pair"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path: Path, tokenizer: Tokenizer, line: str | bytes, message: str) -> None:
+    path = jsonl(tmp_path, '{"text": "good"}', line)
+    with pytest.raises(QuantGolfError, match=message) as caught:
+        read_corpus(path, tokenizer)
+    assert "text.jsonl: line 2" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_json_lines_are_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    with pytest.raises(QuantGolfError, match="No such file"):
+        read_corpus(tmp_path / "none.jsonl", tokenizer)

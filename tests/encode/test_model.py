@@ -7,17 +7,43 @@ import pytest
 import torch
 from torch import Tensor
 
-from quantgolf.encode import Entry, check_model, decode_model, encode_model, tensor_bytes
+from quantgolf.encode import (
+    Entry,
+    Quantized,
+    block_bytes,
+    check_model,
+    decode_model,
+    encode_codes,
+    encode_model,
+    tensor_bytes,
+)
 from quantgolf.encode.dtypes import DTYPES, stored_name
 from quantgolf.errors import FormatError, QuantGolfError
-from quantgolf.types import CodedModel, CodedTensor, QTensor, Steps
+from quantgolf.types import Block, CodedBlock, CodedModel, CodedTensor, QTensor, Steps
 
 
-def quantized(rows: int, columns: int, bits: int, seed: int = 0) -> QTensor:
+def solved(rows: int, columns: int, bits: int, seed: int = 0) -> QTensor:
     generator = torch.Generator().manual_seed(seed)
     top = 2 ** (bits - 1) - 1
     codes = torch.randint(-top, top + 1, (rows, columns), generator=generator).to(torch.int8)
     return QTensor(codes, Steps((torch.rand(rows, generator=generator) + 0.01).half()), bits)
+
+
+def coded_as(block: Block, tensor: QTensor) -> Quantized:
+    return Quantized(block, tensor.steps.row, tensor.bits, encode_codes(tensor.codes))
+
+
+def whole(name: str, tensor: QTensor) -> tuple[Quantized, ...]:
+    return (coded_as(Block(name, 1, 0, len(tensor.codes)), tensor),)
+
+
+# A bank of four matrices [5, 7]: the last comes first, the third stays, the second is transposed.
+BANK = {
+    Block("bank", 2, 15, 20): solved(5, 7, 3, seed=3),
+    Block("bank", 2, 0, 5): solved(5, 7, 4, seed=4),
+    Block("bank", 2, 5, 10, transposed=True): solved(7, 5, 5, seed=5),
+}
+WHOLE = {"a": solved(5, 7, 4), "conv": solved(4, 6, 8)}
 
 
 def entries() -> list[Entry]:
@@ -27,9 +53,10 @@ def entries() -> list[Entry]:
         for name, dtype in DTYPES.items()
     ]
     return [
-        Entry("a", torch.zeros(5, 7), quantized(5, 7, 4)),
+        Entry("a", torch.zeros(5, 7), whole("a", WHOLE["a"])),
         *kept,
-        Entry("conv", torch.zeros(4, 3, 2, dtype=torch.bfloat16), quantized(4, 6, 8)),
+        Entry("bank", torch.arange(140).reshape(4, 5, 7).float(), tuple(coded_as(*part) for part in BANK.items())),
+        Entry("conv", torch.zeros(4, 3, 2, dtype=torch.bfloat16), whole("conv", WHOLE["conv"])),
         Entry("noise", torch.randn(300, generator=generator)),
         Entry("exact", torch.randn(300, generator=generator, dtype=torch.float64)),
         Entry("scalar", torch.tensor(7)),
@@ -40,28 +67,44 @@ def entries() -> list[Entry]:
 def test_models_return() -> None:
     given = entries()
     coded = encode_model(given)
-    weights, small = decode_model(coded)
     assert [t.name for t in coded.tensors] == [e.name for e in given]
-    assert list(weights) == ["a", "conv"]
     for entry, tensor in zip(given, coded.tensors, strict=True):
         assert tensor.shape == entry.original.shape and DTYPES[tensor.dtype] == entry.original.dtype
         assert tensor.aliases == entry.aliases
-        if entry.quantized is not None:
-            assert torch.equal(weights[entry.name].codes, entry.quantized.codes)
-            assert torch.equal(weights[entry.name].steps.row, entry.quantized.steps.row)
-            assert weights[entry.name].bits == entry.quantized.bits
-        else:
-            assert small[entry.name].dtype == entry.original.dtype
-            torch.testing.assert_close(small[entry.name].double(), entry.original.double(), rtol=2**-11, atol=1e-3)
+    found = dict(decode_model(coded))
+    weights = {Block(name, 1, 0, len(tensor.codes)): tensor for name, tensor in WHOLE.items()} | BANK
+    for place, tensor in weights.items():
+        assert torch.equal(found[place].codes, tensor.codes) and torch.equal(found[place].steps.row, tensor.steps.row)
+        assert found[place].bits == tensor.bits
+    assert torch.equal(found[Block("bank", 2, 10, 15)], torch.arange(70, 105).reshape(5, 7).float())
+    kept = {entry.name: entry.original for entry in given if not entry.quantized}
+    assert len(found) == len(kept) + len(weights) + 1
+    for name, original in kept.items():
+        tensor = found[Block(name, 0, 0, 1)]
+        assert tensor.dtype == original.dtype and tensor.shape == (1, original.numel())
+        torch.testing.assert_close(tensor[0].double(), original.flatten().double(), rtol=2**-11, atol=1e-3)
     assert encode_model(given) == coded
+
+
+def test_rows_beside_each_other_that_stay_are_one_block() -> None:
+    tensor = solved(2, 3, 4)
+    entry = Entry("b", torch.zeros(5, 2, 3), (coded_as(Block("b", 2, 4, 6), tensor),))
+    assert [(b.rows, b.bits) for b in encode_model([entry]).tensors[0].blocks] == [(4, None), (2, 4), (4, None)]
 
 
 def test_bytes_add_up() -> None:
     coded = encode_model(entries())
-    spent = tensor_bytes(coded)
-    streams = sum(len(t.codes) for t in coded.tensors) + len(coded.steps) + len(coded.small)
+    spent, blocks = tensor_bytes(coded), block_bytes(coded)
+    streams = sum(len(b.codes) for t in coded.tensors for b in t.blocks) + len(coded.steps) + len(coded.small)
     assert sum(s.codes + s.steps + s.small for s in spent) == pytest.approx(streams)
-    assert all((s.codes > 0) == (t.bits is not None) for s, t in zip(spent, coded.tensors, strict=True))
+    assert sum(s.codes + s.steps + s.small for each in blocks for s in each) == pytest.approx(streams)
+    for tensor, whole, each in zip(coded.tensors, spent, blocks, strict=True):
+        assert whole.codes == sum(len(block.codes) for block in tensor.blocks)
+        for block, share in zip(tensor.blocks, each, strict=True):
+            assert share.codes == len(block.codes)
+            assert (share.steps > 0) == (block.bits is not None)
+    (bank,) = (each for tensor, each in zip(coded.tensors, blocks, strict=True) if tensor.name == "bank")
+    assert bank[1].steps / bank[0].steps == pytest.approx(7 / 5) and bank[2].small > 0
 
 
 @pytest.mark.parametrize(
@@ -83,17 +126,29 @@ def test_values_are_stored_as_narrow_as_they_survive(tensor: Tensor, name: str) 
     assert stored_name(tensor, original) == name
 
 
+def one(rows: int, columns: int, bits: int = 4, **place: object) -> Quantized:
+    """A matrix of parameter w; `place` changes where it lies."""
+    given = {"parameter": "w", "lead": 1, "start": 0, "stop": rows} | place
+    return coded_as(Block(**given), solved(rows, columns, min(bits, 8)))  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        (Entry("w", torch.zeros(5, 8), quantized(5, 7, 4)), r"codes \[5, 7\], expected \[N, K\] of its shape \[5, 8\]"),
-        (Entry("w", torch.zeros(5, 7), replace(quantized(5, 7, 4), bits=3)), "magnitude 7, expected at most 3"),
-        (Entry("w", torch.zeros(5, 7), replace(quantized(5, 7, 8), bits=9)), "9 bits, expected 2 to 8"),
-        (Entry("w", torch.zeros(5, 7), QTensor(quantized(5, 7, 4).codes, Steps(torch.ones(5)), 4)), "float32 steps"),
-        (
-            Entry("w", torch.zeros(5, 7), QTensor(quantized(5, 7, 4).codes, Steps(torch.ones(5), torch.ones(7)), 4)),
-            "has column steps",
-        ),
+        (Entry("w", torch.zeros(5, 7), (one(6, 7),)), "has Block.*at least one of the rows 0 to 5"),
+        (Entry("w", torch.zeros(5, 7), (one(5, 7), one(2, 7, start=3, stop=5))), "rows 5 to 5 that no block before"),
+        (Entry("w", torch.zeros(5, 7), (one(2, 7), one(3, 7, start=2, stop=2))), "has Block"),
+        (Entry("w", torch.zeros(5, 7), (one(2, 7, start=-2, stop=0),)), "has Block"),
+        (Entry("w", torch.zeros(5, 7), (one(5, 7, parameter="v"),)), "has Block.*parameter='v'"),
+        (Entry("w", torch.zeros(2, 3, 4), (one(1, 12), one(3, 4, lead=2, start=3, stop=6))), "expected lead=1"),
+        (Entry("w", torch.zeros(0, 7), (one(0, 7),)), "has Block"),
+        (Entry("w", torch.zeros(4), (one(4, 1, lead=2),)), "merges 2 dimensions, expected 0 to 1"),
+        (Entry("w", torch.zeros(5, 7), (replace(one(5, 7), bits=9),)), "bits 9, expected one of 2"),
+        (Entry("w", torch.zeros(5, 7), (one(4, 7, stop=5),)), r"steps \[4\], expected finite torch.float16 \[5\]"),
+        (Entry("w", torch.zeros(5, 7), (one(5, 7, transposed=True),)), r"steps \[5\], expected .* \[7\]"),
+        (Entry("w", torch.zeros(5, 7), (replace(one(5, 7), row=torch.ones(5)),)), "float32 steps"),
+        (Entry("w", torch.zeros(2, 3), (replace(one(2, 3), row=torch.tensor([1, np.inf]).half()),)), "expected finite"),
+        (Entry("w", torch.zeros(5, 7, dtype=torch.int64), (one(5, 7),)), "floating point"),
         (Entry("w", torch.zeros(2, dtype=torch.complex64)), "complex64, expected one of"),
         (Entry("w", torch.zeros(2), aliases=("w",)), "used twice"),
         (Entry("", torch.zeros(2)), "empty or used twice"),
@@ -108,44 +163,80 @@ def test_what_the_format_cannot_hold_is_refused(entry: Entry, message: str) -> N
     ("changes", "message"),
     [
         ({"dtype": "F12"}, "dtype 'F12'"),
-        ({"bits": 1}, "bits 1"),
-        ({"bits": 4, "stored": "F32"}, "stored dtype F32"),
-        ({"bits": 4, "dtype": "I64"}, "floating point"),
-        ({"bits": 4, "shape": ()}, "at least one dimension"),
-        ({"bits": None, "stored": "I64"}, "stored dtype I64"),
-        ({"bits": None, "stored": "F32"}, "bytes of codes, expected none"),
+        ({"dtype": "I64"}, "floating point"),
+        ({"lead": 3}, r"merges 3 dimensions, expected 0 to 2"),
+        ({"lead": -1}, "merges -1 dimensions"),
+        ({"lead": 2}, "5 together, expected 1 or more, 35 together"),
+        ({"shape": ()}, "merges 1 dimensions, expected 0 to 0"),
         ({"shape": (1,) * 17}, "expected up to 16 sizes"),
-        ({"shape": (2**20, 2**20)}, "decoded bytes"),
-        ({"shape": (2**60, 0)}, "decoded bytes"),
+        ({"shape": (5, 2**40)}, "decoded bytes"),
+        ({"shape": (5, 2**60, 0)}, "decoded bytes"),
+        ({"blocks": ()}, "0 blocks of 0 rows"),
     ],
 )
-def test_descriptions_that_nothing_writes_are_refused(changes: dict[str, object], message: str) -> None:
-    coded = encode_model([Entry("w", torch.zeros(5, 7), quantized(5, 7, 4))])
+def test_tensors_that_nothing_writes_are_refused(changes: dict[str, object], message: str) -> None:
+    coded = encode_model([Entry("w", torch.zeros(5, 7), (one(5, 7),))])
     with pytest.raises(FormatError, match=message):
         check_model(replace(coded, tensors=(replace(coded.tensors[0], **changes),)))
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bits": 1}, "bits 1"),
+        ({"stored": "F32"}, "stored dtype F32"),
+        ({"bits": None, "stored": "I64"}, "stored dtype I64"),
+        ({"bits": None}, "stored dtype None"),
+        ({"bits": None, "stored": "F32"}, "bytes of codes and transposed=False, expected no codes"),
+        ({"bits": None, "stored": "F32", "codes": b"", "transposed": True}, "transposed=True"),
+        ({"rows": 6}, "6 together, expected 1 or more, 5 together"),
+        ({"rows": 0}, "1 blocks of 0 rows"),
+    ],
+)
+def test_blocks_that_nothing_writes_are_refused(changes: dict[str, object], message: str) -> None:
+    coded = encode_model([Entry("w", torch.zeros(5, 7), (one(5, 7),))])
+    blocks = (replace(coded.tensors[0].blocks[0], **changes),)
+    with pytest.raises(FormatError, match=message):
+        check_model(replace(coded, tensors=(replace(coded.tensors[0], blocks=blocks),)))
+
+
+def test_no_block_of_a_cut_tensor_is_empty() -> None:
+    blocks = tuple(CodedBlock(rows, "F32", None, b"") for rows in (3, 0, 2))
+    with pytest.raises(FormatError, match="3 blocks of 0 rows or more, 5 together"):
+        check_model(CodedModel((CodedTensor("w", (5, 7), "F32", 1, blocks),), b"", b""))
+
+
 def test_streams_that_do_not_fit_are_refused() -> None:
-    coded = encode_model([Entry("w", torch.zeros(5, 7), quantized(5, 7, 4)), Entry("b", torch.ones(9) > 0)])
+    coded = encode_model([Entry("w", torch.zeros(5, 7), (one(5, 7),)), Entry("b", torch.ones(9) > 0)])
+    first, second = coded.tensors
+
+    def changed(**changes: object) -> CodedModel:
+        return replace(coded, tensors=(replace(first, blocks=(replace(first.blocks[0], **changes),)), second))
+
     for broken in (
         replace(coded, steps=coded.steps + b"\0"),
         replace(coded, steps=b""),
         replace(coded, small=coded.small + b"\0"),
         replace(coded, small=coded.small[:-1]),
-        replace(coded, tensors=(replace(coded.tensors[0], bits=2), coded.tensors[1])),
+        changed(codes=first.blocks[0].codes + b"\0"),
+        changed(codes=b""),
+        changed(transposed=True),
     ):
         with pytest.raises(FormatError):
-            decode_model(broken)
+            list(decode_model(broken))
+    with pytest.raises(FormatError, match="w has a code of magnitude 7, expected at most 1 for 2 bits"):
+        list(decode_model(changed(bits=2)))
 
 
 def test_truth_values_are_zero_or_one() -> None:
-    coded = CodedModel((CodedTensor("b", (3,), "BOOL", "BOOL", None, b""),), b"", b"\x04\x00\x00\x01\x02")
+    kept = CodedBlock(1, "BOOL", None, b"")
+    coded = CodedModel((CodedTensor("b", (3,), "BOOL", 0, (kept,)),), b"", b"\x04\x00\x00\x01\x02")
     with pytest.raises(FormatError, match="truth value of 2"):
         decode_model(coded)
 
 
-def test_steps_that_are_not_finite_are_refused() -> None:
-    good = quantized(5, 7, 4)
-    steps = Steps(torch.tensor([1, 1, np.inf, 1, 1]).half())
-    with pytest.raises(FormatError, match="expected finite"):
-        encode_model([Entry("w", torch.zeros(5, 7), replace(good, steps=steps))])
+def test_steps_that_are_not_finite_are_refused_when_read() -> None:
+    coded = encode_model([Entry("w", torch.zeros(1, 1), (one(1, 1),))])
+    infinite = b"\x02\x00\x00\x02\x00\x7c"  # two planes of one byte each, raw: fp16 0x7c00
+    with pytest.raises(FormatError, match=r"w has .* expected finite"):
+        list(decode_model(replace(coded, steps=infinite)))

@@ -1,25 +1,38 @@
 """Files become modules again, on their own where they can, and with the user's module where they must."""
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from quantgolf import encode
 from quantgolf.blob import pack, write_blob
 from quantgolf.checkpoint import Checkpoint, open_checkpoint
-from quantgolf.compress import compress
-from quantgolf.compress.refuse import uniform
-from quantgolf.encode import Entry, encode_model
+from quantgolf.encode import Entry, Quantized, decode_codes, encode_codes, encode_model
 from quantgolf.errors import QuantGolfError
 from quantgolf.models.golf import Golf
 from quantgolf.runtime import load, restore
-from quantgolf.types import QTensor, Steps
+from quantgolf.types import Block
+
+
+def quantized(codes: Tensor, rows: Tensor, block: Block) -> Quantized:
+    return Quantized(block, rows, 4, encode_codes(codes))
 
 
 def compressed(source: Checkpoint, path: Path) -> Path:
-    stats = {name: uniform(name, t.float()) for name, t in source.tensors.items() if t.ndim == 2}
-    compress(source, stats, rules=[("*", 4)], solver="rtn").write(path)
+    """Every matrix rounded to 4 bits."""
+    entries = []
+    for name, tensor in source.tensors.items():
+        parts: tuple[Quantized, ...] = ()
+        if tensor.ndim == 2:
+            rows = (tensor.float().abs().amax(1) / 7).half()
+            codes = (tensor / rows[:, None]).round().clamp(-7, 7).to(torch.int8)
+            parts = (quantized(codes, rows, Block(name, 1, 0, len(tensor))),)
+        entries.append(Entry(name, tensor, parts, source.aliases.get(name, ())))
+    write_blob(path, pack(encode_model(entries), source.description))
     return path
 
 
@@ -58,15 +71,48 @@ def test_other_modules_are_filled_and_have_to_fit(tmp_path: Path) -> None:
     assert torch.allclose(module.emb.weight, model.emb.weight, atol=0.5)
 
 
-def test_restored_tensors_have_names_shapes_and_exact_values(tmp_path: Path) -> None:
+def test_restored_tensors_have_names_shapes_and_exact_values() -> None:
     codes, rows = torch.arange(-6, 6).to(torch.int8).reshape(2, 6), torch.tensor([0.5, 0.25]).half()
-    entry = Entry("w", torch.zeros(2, 3, 2), QTensor(codes, Steps(rows), 4), aliases=("again",))
-    coded = encode_model([entry, Entry("b", torch.tensor([1.0, 2.0]))])
-    write_blob(tmp_path / "a.qg", pack(coded, None))
-    tensors = restore(coded)
-    assert list(tensors) == ["w", "again", "b"]
+    entry = Entry("w", torch.zeros(2, 3, 2), (quantized(codes, rows, Block("w", 1, 0, 2)),), aliases=("again",))
+    tensors = restore(encode_model([entry, Entry("b", torch.tensor([1.0, 2.0])), Entry("n", torch.tensor(3))]))
+    assert list(tensors) == ["w", "again", "b", "n"]
+    assert tensors["w"] is tensors["again"]
     assert tensors["w"].shape == (2, 3, 2) and tensors["w"].dtype == torch.float32
     assert tensors["again"].flatten().tolist() == [c * s for s, r in ((0.5, range(-6, 0)), (0.25, range(6))) for c in r]
+    assert tensors["n"].shape == () and int(tensors["n"]) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn])
+def test_banks_are_put_together_again(dtype: torch.dtype) -> None:
+    """Three slices [2, 3]: the first transposed, the second kept, the third upright."""
+    codes, original = torch.tensor([[1, 2], [3, 4], [5, 6]]).to(torch.int8), torch.arange(18).reshape(3, 2, 3).to(dtype)
+    parts = (
+        quantized(codes, torch.tensor([1, 10, 100]).half(), Block("bank", 2, 0, 2, transposed=True)),
+        quantized(codes.T.contiguous(), torch.tensor([1, -1]).half(), Block("bank", 2, 4, 6)),
+    )
+    bank = restore(encode_model([Entry("bank", original, parts)]))["bank"]
+    assert bank.dtype == torch.float32
+    assert bank.tolist() == [[[1, 30, 500], [2, 40, 600]], [[6, 7, 8], [9, 10, 11]], [[1, 3, 5], [-2, -4, -6]]]
+
+
+def test_codes_are_dropped_one_matrix_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes, decoded, most = torch.ones(2, 3, dtype=torch.int8), [], 0
+    blocks = [Block("bank", 2, 2 * at, 2 * at + 2) for at in range(8)]
+    singles = [Block(f"w{at}", 1, 0, 2) for at in range(8)]
+    rows = torch.ones(2).half()
+    bank = Entry("bank", torch.zeros(8, 2, 3), tuple(quantized(codes, rows, block) for block in blocks))
+    others = [Entry(block.parameter, torch.zeros(2, 3), (quantized(codes, rows, block),)) for block in singles]
+
+    def watched(*arguments: Any) -> Tensor:
+        nonlocal most
+        most = max(most, sum(reference() is not None for reference in decoded))
+        found = decode_codes(*arguments)
+        decoded.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(encode.model, "decode_codes", watched)
+    restore(encode_model([bank, *others]))
+    assert len(decoded) == 16 and most == 1
 
 
 def test_forged_descriptions_allocate_nothing(tmp_path: Path) -> None:

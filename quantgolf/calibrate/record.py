@@ -1,0 +1,158 @@
+"""Running sums over every use of every block of every parameter."""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from quantgolf.calibrate.place import Corner, Kind, choose, corner, places_of, size_of
+from quantgolf.calibrate.track import Piece
+from quantgolf.calibrate.uses import Use
+from quantgolf.types import Block
+
+
+@dataclass
+class Sums:
+    """Running sums of one kind of use of one block; `row` [N] and `column` [K, K] fp32, None where only counted.
+
+    `calls` counts the operations by name, `gradients` those whose output leads to the loss.
+    """
+
+    size: tuple[int, int]
+    row: Tensor | None
+    column: Tensor | None
+    visits: int = 0
+    gradients: int = 0
+    calls: dict[str, int] = field(default_factory=dict)
+
+
+class Recorder:
+    """The sums met so far, and why other parameters were passed over.
+
+    Args:
+        only: parameters to sum up; None for all. The others are counted, not summed.
+        sides: how parameters were first used, (lead, transposed), where that is known already.
+        device: of the sums.
+    """
+
+    def __init__(
+        self,
+        only: Collection[str] | None = None,
+        sides: Mapping[str, tuple[int, bool]] | None = None,
+        device: torch.device | None = None,
+    ) -> None:
+        self.only, self.device = only, device
+        self.sums: dict[tuple[Kind, Block], Sums] = {}
+        self.passed_over: dict[str, set[str]] = {}
+        self.sides: dict[str, tuple[int, bool]] = dict(sides or {})
+        self._waiting: list[tuple[Tensor, Sums, Callable[[Tensor], None]]] = []
+        self._input: tuple[int, int, tuple[int, ...], tuple[int, ...]] | None = None
+        self._held: Tensor | None = None
+        self._gram: Tensor | None = None
+
+    def wants(self, parameter: str) -> bool:
+        """Whether sums of a parameter are kept."""
+        return self.only is None or parameter in self.only
+
+    def meet(self, use: Use, pieces: list[Piece], output: Tensor, operation: str) -> None:
+        """Adds what the inputs of a use teach, and has the gradient of `output` add the rest when it comes."""
+        if not use.inputs.numel():  # an expert that no token came to
+            return
+        for piece in pieces:
+            name = piece.home.name
+            place = choose(places_of(piece), self.sides.get(name))
+            if place is None:
+                self.pass_over(name, f"{operation} with parts that are no rows or columns of it")
+                continue
+            transposed = self.sides.setdefault(name, (place.lead, place.turned))[1]
+            crossed = place.turned != transposed
+            if crossed and use.kind == "lookup":
+                self.pass_over(name, f"{operation} along its inputs")
+                continue
+            kind: Kind = "crossed" if crossed else use.kind
+            sums = self._sums(kind, place.block(transposed), size_of(place, transposed))
+            sums.calls[operation] = sums.calls.get(operation, 0) + 1
+            sums.visits += use.inputs.numel() if kind == "lookup" else len(use.inputs)
+            if sums.row is not None and sums.column is not None:
+                add = self._add(sums.row, sums.column, kind, use, piece.rows, corner(place, transposed))
+                if not _hooked(output, sums, add):
+                    self._waiting.append((output, sums, add))
+
+    def _add(
+        self, row: Tensor, column: Tensor, kind: Kind, use: Use, rows: range, into: Corner
+    ) -> Callable[[Tensor], None]:
+        """Adds to the corner of `row` [N] and `column` [K, K] that this use fills; returns what to do with the
+        gradient of its output."""
+        row, column = row[into.rows], column[into.columns, into.columns]
+        mine = slice(rows.start, rows.stop)
+        if kind == "linear":
+            column += self._gram_of(use.inputs)
+            return partial(_add_squares, row, use, mine)
+        if kind == "crossed":
+            row += use.inputs.float().square().sum(0)
+            return partial(_add_gram, column, use, mine)
+        row += torch.bincount(use.inputs.flatten(), minlength=use.shape[0])[mine]
+        inside = ((use.inputs >= rows.start) & (use.inputs < rows.stop)).flatten()
+        return partial(_add_looked_up, column, use, inside)
+
+    def pass_over(self, name: str, why: str) -> None:
+        self.passed_over.setdefault(name, set()).add(why)
+
+    def forget(self) -> None:
+        """Ends a forward pass. What an `autograd.Function` computed has its place in the graph only now."""
+        for output, sums, add in self._waiting:
+            _hooked(output, sums, add)
+        self._waiting.clear()
+        self._input = self._held = self._gram = None
+
+    def _sums(self, kind: Kind, block: Block, size: tuple[int, int]) -> Sums:
+        if (kind, block) not in self.sums:
+            row = column = None
+            if self.wants(block.parameter):
+                row = torch.zeros(size[0], device=self.device)
+                column = torch.zeros(size[1], size[1], device=self.device)
+            self.sums[kind, block] = Sums(size, row, column)
+        return self.sums[kind, block]
+
+    def _gram_of(self, x: Tensor) -> Tensor:
+        """x xᵀ summed over rows [T, K], in fp32; the last one is kept, because q, k and v share their input."""
+        seen = (x.data_ptr(), x._version, tuple(x.shape), x.stride())
+        if self._gram is None or seen != self._input:
+            # Holding x keeps its memory, and with it its address, from being taken by another tensor.
+            self._input, self._held, self._gram = seen, x, gram(x.detach())
+        return self._gram
+
+
+def _hooked(output: Tensor, sums: Sums, add: Callable[[Tensor], None]) -> bool:
+    """Has the gradient of an output call `add`, where one will come. A hook belongs to the value the output has now,
+    whatever is done to it in place afterwards."""
+
+    def count_and_add(gradient: Tensor) -> None:
+        sums.gradients += 1
+        with torch.no_grad():
+            add(gradient)
+
+    if output.requires_grad:
+        output.register_hook(count_and_add)  # type: ignore[no-untyped-call]
+    return output.requires_grad
+
+
+def gram(rows: Tensor) -> Tensor:
+    """rowsᵀ rows in fp32 whatever the autocast state: in bf16 the sum stops being positive definite."""
+    with torch.autocast(rows.device.type, enabled=False):
+        rows = rows.float()
+        return rows.T @ rows
+
+
+def _add_squares(row: Tensor, use: Use, mine: slice, gradient: Tensor) -> None:
+    row += use.rows(gradient)[:, mine].float().square().sum(0)
+
+
+def _add_gram(column: Tensor, use: Use, mine: slice, gradient: Tensor) -> None:
+    column += gram(use.rows(gradient)[:, mine])
+
+
+def _add_looked_up(column: Tensor, use: Use, inside: Tensor, gradient: Tensor) -> None:
+    column += gram(use.rows(gradient)[inside])

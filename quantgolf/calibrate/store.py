@@ -1,0 +1,231 @@
+"""Statistics on disk: one calibration serves every budget, and models whose statistics do not fit into memory.
+
+A folder holds `statistics.json` (what was calibrated, on what, and how) and safetensors files with the row weights
+and column matrices, read one matrix at a time. Column matrices that are equal, as those of q, k and v, lie there
+once. This is the one place of the room that touches files, because the statistics are its own.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from quantgolf.errors import QuantGolfError
+from quantgolf.types import Block, Calibration, ParameterReport, WeightStats, WeightUse
+
+VERSION = 1
+INDEX = "statistics.json"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What statistics were made of.
+
+    Attributes:
+        model: fingerprint of the checkpoint.
+        text: digest of the tokens.
+        settings: tokens, length, context, seed and whatever else decides them.
+    """
+
+    model: str
+    text: str
+    settings: dict[str, Any]
+
+
+class StoredStats(Mapping[str, WeightStats]):
+    """Statistics by matrix name, read from their folder at each access."""
+
+    def __init__(self, folder: Path, entries: dict[str, Any], tokens: int) -> None:
+        self.folder, self.entries, self.tokens = folder, entries, tokens
+
+    def __getitem__(self, name: str) -> WeightStats:
+        entry = self.entries[name]
+        uses = []
+        for use in entry["uses"]:
+            row, column = self._read(*use["row"]), self._read(*use["column"])
+            uses.append(WeightUse(use["kind"], row, column, use["visits"]))
+        return WeightStats(name, tuple(uses), self.tokens)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def _read(self, file: str, key: str) -> Tensor:
+        try:
+            with safe_open(self.folder / file, "pt") as tensors:
+                tensor: Tensor = tensors.get_tensor(key)
+                return tensor
+        except (OSError, SafetensorError) as error:
+            raise QuantGolfError(
+                f"statistics {self.folder}: {file} cannot be read ({error}), expected the files that "
+                "`quantgolf calibrate` wrote; calibrate again"
+            ) from error
+
+
+class Writer:
+    """Fills a folder of statistics, a group of matrices at a time, and gives it its name when it is complete.
+
+    Raises:
+        QuantGolfError: the name is taken and `overwrite` is off, or its folder cannot be written.
+    """
+
+    def __init__(self, folder: Path, overwrite: bool = False) -> None:
+        self.folder, self.overwrite = folder, overwrite
+        refuse_taken(folder, overwrite)
+        try:
+            self.beside = Path(mkdtemp(prefix=f".{folder.name}.", suffix=".qgtmp", dir=folder.absolute().parent))
+        except OSError as error:
+            raise _unwritable(folder, error) from error
+        self.entries: dict[str, Any] = {}
+        self.files = 0
+
+    def add(self, stats: Mapping[str, WeightStats]) -> None:
+        """Writes statistics into a file of their own."""
+        file, tensors = f"statistics-{self.files:05}.safetensors", {}
+        self.files += 1
+        known: list[tuple[str, Tensor]] = []
+        for name, weight in stats.items():
+            uses = []
+            for index, use in enumerate(weight.uses):
+                tensors[f"{name}/{index}/row"] = use.row.cpu().contiguous()
+                column = use.column.cpu().contiguous()
+                same = next((key for key, other in known if other.shape == column.shape and other.equal(column)), None)
+                if same is None:
+                    same = f"{name}/{index}/column"
+                    tensors[same] = column
+                    known = [*known[-3:], (same, column)]
+                uses.append({"kind": use.kind, "visits": use.visits, "row": [file, f"{name}/{index}/row"],
+                             "column": [file, same]})  # fmt: skip
+            self.entries[name] = {"uses": uses}
+        try:
+            save_file(tensors, self.beside / file)
+        except (OSError, SafetensorError) as error:
+            raise _unwritable(self.folder, error) from error
+
+    def finish(self, calibration: Calibration, origin: Origin) -> Calibration:
+        """Writes what else belongs to the statistics and renames the folder; returns them as `read` would."""
+        index = {
+            "version": VERSION,
+            "origin": asdict(origin),
+            "tokens": calibration.tokens,
+            "labels": calibration.labels,
+            "blocks": {name: asdict(block) for name, block in calibration.blocks.items() if name in self.entries},
+            "parameters": [asdict(report) for report in calibration.parameters],
+            "matrices": {name: self.entries[name] for name in calibration.blocks if name in self.entries},
+        }
+        try:
+            (self.beside / INDEX).write_text(json.dumps(index), encoding="utf-8")
+            if self.overwrite and self.folder.is_dir():
+                shutil.rmtree(self.folder)
+            os.rename(self.beside, self.folder)
+        except OSError as error:
+            raise _unwritable(self.folder, error) from error
+        return read_calibration(self.folder)[0]
+
+    def discard(self) -> None:
+        """Removes what is not finished."""
+        shutil.rmtree(self.beside, ignore_errors=True)
+
+
+def write_calibration(folder: Path, calibration: Calibration, origin: Origin, overwrite: bool = False) -> None:
+    """Writes statistics into a folder that exists whole or not at all.
+
+    Raises:
+        QuantGolfError: the name is taken and `overwrite` is off, or its folder cannot be written.
+    """
+    writer = Writer(folder, overwrite)
+    try:
+        writer.add(calibration.stats)
+        writer.finish(calibration, origin)
+    finally:
+        writer.discard()
+
+
+def read_calibration(folder: Path, model: str | None = None) -> tuple[Calibration, Origin]:
+    """Statistics of a folder, their matrices read when they are asked for.
+
+    Args:
+        folder: that `write_calibration` wrote.
+        model: fingerprint of the checkpoint they have to be of; None accepts any.
+
+    Raises:
+        QuantGolfError: no such folder, one of another kind or version, or statistics of another model.
+    """
+    path = folder / INDEX
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        if index["version"] != VERSION:
+            raise QuantGolfError(
+                f"statistics {folder}: version {index['version']}, expected {VERSION}; calibrate again"
+            )
+        origin = Origin(**index["origin"])
+        calibration = Calibration(
+            stats=StoredStats(folder, index["matrices"], index["tokens"]),
+            blocks={name: Block(**block) for name, block in index["blocks"].items()},
+            parameters=tuple(
+                ParameterReport(**{**report, "shape": tuple(report["shape"]), "uses": tuple(report["uses"])})
+                for report in index["parameters"]
+            ),
+            tokens=index["tokens"],
+            labels=index["labels"],
+        )
+    except OSError as error:
+        raise QuantGolfError(
+            f"statistics {folder}: {INDEX} cannot be read ({error.strerror}), expected a folder that "
+            "`quantgolf calibrate` wrote"
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise QuantGolfError(
+            f"statistics {folder}: {INDEX} is not what `quantgolf calibrate` writes ({error!r}); calibrate again"
+        ) from error
+    if model is not None and origin.model != model:
+        raise QuantGolfError(
+            f"statistics {folder}: are of the model {origin.model}, and the checkpoint is {model}, expected the same; "
+            "calibrate this checkpoint"
+        )
+    return calibration, origin
+
+
+def text_digest(batches: list[tuple[Tensor, Tensor]]) -> str:
+    """A digest of calibration tokens."""
+    digest = blake2b(digest_size=8)
+    for inputs, targets in batches:
+        digest.update(str(tuple(inputs.shape)).encode())
+        digest.update(inputs.cpu().contiguous().numpy().tobytes())
+        digest.update(targets.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def refuse_taken(folder: Path, overwrite: bool) -> None:
+    """Finds out before long work whether a folder's name is free.
+
+    Raises:
+        QuantGolfError: it is taken, and `overwrite` is off or it holds something else than statistics.
+    """
+    if not folder.exists():
+        return
+    if not overwrite:
+        raise QuantGolfError(
+            f"output {folder}: exists already, expected a new name; choose another or pass --overwrite"
+        )
+    if not (folder / INDEX).is_file():
+        raise QuantGolfError(
+            f"output {folder}: exists and holds no statistics, expected those of an earlier run to replace; choose "
+            "another name"
+        )
+
+
+def _unwritable(folder: Path, error: Exception) -> QuantGolfError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return QuantGolfError(f"output {folder}: {reason}, expected a folder to write to; choose another")

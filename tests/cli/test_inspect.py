@@ -1,0 +1,77 @@
+"""The table of a file whose tensors hold several matrices: one row a block, and its error by the matrix's name."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from quantgolf.blob import pack, write_blob
+from quantgolf.checkpoint import Checkpoint
+from quantgolf.cli import main
+from quantgolf.cli.inspect import weighted_errors
+from quantgolf.encode import Entry, Quantized, encode_codes, encode_model
+from quantgolf.errors import QuantGolfError
+from quantgolf.types import Block, Calibration, CodedModel, WeightStats, WeightUse
+
+ORIGINAL = torch.arange(18).reshape(3, 2, 3).float()
+BLOCKS = {"bank.0": Block("bank", 2, 0, 2, transposed=True), "bank.2": Block("bank", 2, 4, 6)}
+
+
+def coded() -> CodedModel:
+    """Slices of a bank: the first all ones and transposed, the second kept, the third all twos."""
+    first = Quantized(BLOCKS["bank.0"], torch.ones(3).half(), 3, encode_codes(torch.ones(3, 2, dtype=torch.int8)))
+    third = Quantized(BLOCKS["bank.2"], torch.full((2,), 2).half(), 5, encode_codes(torch.ones(2, 3, dtype=torch.int8)))
+    return encode_model([Entry("bank", ORIGINAL, (first, third), ("tied",)), Entry("scale", torch.ones(4))])
+
+
+def test_a_cut_tensor_has_a_row_for_each_block(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["quantgolf", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert not caught.value.code
+        return capsys.readouterr().out
+
+    path = tmp_path / "a.qg"
+    write_blob(path, pack(coded(), None))
+    document = json.loads(run("inspect", path, "--json"))
+    rows = document["tensors"]
+    assert {name: (r["shape"], r["transposed"], r["bits"], r["stored"]) for name, r in rows.items()} == {
+        "bank.0": ([3, 2], True, 3, None),
+        "bank.1": ([2, 3], False, None, "F16"),
+        "bank.2": ([2, 3], False, 5, None),
+        "scale": ([4], False, None, "F16"),
+    }
+    assert all(r["parameter"] == "bank" and r["aliases"] == ["tied"] for name, r in rows.items() if name != "scale")
+    spent = sum(row[kind] for row in rows.values() for kind in ("code_bytes", "step_bytes", "small_bytes"))
+    assert spent + document["overhead_bytes"] == pytest.approx(path.stat().st_size)
+    assert {"bank.0", "bank.1", "bank.2", "scale"} <= set(run("inspect", path).split())
+
+    back = tmp_path / "b.safetensors"
+    run("decompress", path, "--out", back)
+    tensors = load_file(back)
+    assert list(tensors) == ["bank", "scale", "tied"] and torch.equal(tensors["bank"], tensors["tied"])
+    assert tensors["bank"].tolist() == [[[1] * 3] * 2, ORIGINAL[1].tolist(), [[2] * 3] * 2]
+
+
+def test_errors_are_those_of_the_matrices() -> None:
+    """With H and G of ones on the diagonal the loss is half the squared error."""
+    stats = {
+        name: WeightStats(name, (WeightUse("linear", torch.ones(n), torch.eye(k), 1),), tokens=1)
+        for name, n, k in (("bank.0", 3, 2), ("bank.2", 2, 3))
+    }
+    calibration = Calibration(stats, BLOCKS, (), 1, "sampled")
+    source = Checkpoint(nn.Identity(), {"bank": ORIGINAL}, {}, None)
+    assert weighted_errors(coded(), source, calibration) == {
+        "bank.0": 0.5 * sum((value - 1) ** 2 for value in range(6)),
+        "bank.2": 0.5 * sum((value - 2) ** 2 for value in range(12, 18)),
+    }
+    other = Checkpoint(nn.Identity(), {"bank": torch.zeros(3, 3, 3)}, {}, None)
+    with pytest.raises(QuantGolfError, match=r"bank \[3, 2, 3\], expected \[3, 3, 3\]"):
+        weighted_errors(coded(), other, calibration)
