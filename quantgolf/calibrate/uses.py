@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import itemgetter
 from typing import Any, Literal
 
 import torch
@@ -110,6 +112,18 @@ def _addmm(args: tuple[Any, ...], kwargs: dict[str, Any], knows: Known) -> list[
     return _matmul(tuple(_given(args, kwargs, "input", first, second)[1:]), {}, knows)
 
 
+def _grouped(args: tuple[Any, ...], kwargs: dict[str, Any], knows: Known) -> list[Use]:
+    """Rows sorted by expert times a stack of weights; `offs` says where each expert's rows end."""
+    x, stack, ends = _given(args, kwargs, "mat_a" if "mat_a" in kwargs else "input", "mat_b", "offs")
+    if not knows(stack) or stack.ndim != 3 or x.ndim != 2 or ends is None:
+        return []
+    edges = [0, *ends.tolist()]
+    return [
+        _of_matrix("linear", stack[i].T, x[start:stop], itemgetter(slice(start, stop)))
+        for i, (start, stop) in enumerate(pairwise(edges))
+    ]
+
+
 def _einsum(args: tuple[Any, ...], kwargs: dict[str, Any], knows: Known) -> list[Use]:
     """Two operands that share one summed axis; an axis all three terms share is a stack of weights (experts)."""
     equation, *operands = args
@@ -207,6 +221,7 @@ READERS: dict[Callable[..., Any], Callable[[tuple[Any, ...], dict[str, Any], Kno
     torch.Tensor.__rmatmul__: lambda args, kwargs, knows: _matmul(args[1::-1], kwargs, knows),
     **dict.fromkeys((torch.addmm, torch.Tensor.addmm, torch.baddbmm, torch.Tensor.baddbmm), _addmm),
     torch.einsum: _einsum,
+    **{op: _grouped for op in (getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None)) if op is not None},
     F.conv1d: _conv,
     F.conv2d: _conv,
 }  # fmt: skip
