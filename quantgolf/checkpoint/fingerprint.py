@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +13,16 @@ from torch import Tensor
 CHUNK = 1 << 26
 
 
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+def fingerprint(tensors: Mapping[str, Tensor], description: Mapping[str, Any] | None = None) -> str:
     """BLAKE2b over names, dtypes, shapes and bytes of tensors in the order of their names, 32 hexadecimal digits.
 
     The tensors are read in chunks of 64 MiB, each hashed on its own, on as many threads as there are cores: a GB
-    takes 1.1 s of processor time in all (measured), and the digest does not depend on their number. It says nothing
-    of the module the tensors go into.
+    takes 1.1 s of processor time in all (measured), and the digest does not depend on their number. Of the module the
+    tensors go into it knows `description`, where there is one.
     """
     whole = hashlib.blake2b(digest_size=16)
+    if description is not None:
+        whole.update(json.dumps(description, sort_keys=True).encode() + b"\n")
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
         for name in sorted(tensors):
             tensor = tensors[name]

@@ -50,8 +50,8 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of names, dtypes, shapes and numbers, 32 hexadecimal digits (see `quantgolf.checkpoint.fingerprint`)."""
-        return fingerprint(self.tensors)
+        """Of names, dtypes, shapes, numbers and description (see `quantgolf.checkpoint.fingerprint`)."""
+        return fingerprint(self.tensors, self.description)
 
 
 def open_checkpoint(path: str | Path, model: str | Path | nn.Module | None = None) -> Checkpoint:
@@ -94,19 +94,26 @@ def open_checkpoint(path: str | Path, model: str | Path | nn.Module | None = Non
     return Checkpoint(module, fits.tensors, fits.aliases, describe_model(model), (*stored.notes, *fits.notes))
 
 
-def fill(module: nn.Module, tensors: Mapping[str, Tensor], source: str) -> dict[str, tuple[str, ...]]:
-    """Copies `tensors` into the module's parameters and buffers; one name of a shared storage is enough.
+def fill(
+    module: nn.Module, tensors: Mapping[str, Tensor], source: str, *, share: bool = False
+) -> dict[str, tuple[str, ...]]:
+    """Puts `tensors` into the module's parameters and buffers; one name of a shared storage is enough.
+
+    Args:
+        module: keeps its dtypes and devices.
+        tensors: by name.
+        source: says in messages where the tensors come from.
+        share: let the module have the tensors' own memory where it can, instead of copies.
 
     Returns:
         The further names among `tensors` of every storage that has several, by its first name in the module.
 
     Raises:
-        QuantGolfError: names missing, names too many, or shapes that differ, listed together; `source` says
-            where the tensors come from.
+        QuantGolfError: names missing, names too many, or shapes that differ, listed together.
     """
     fits = match(module, tensors)
     fits.refuse_problems(source)
-    _put(module, fits, share=False)
+    _put(module, fits, share)
     return fits.aliases
 
 

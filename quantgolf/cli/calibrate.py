@@ -39,10 +39,16 @@ def calibrate_verb(
     if not ranks.writes:
         return
     size = sum(file.stat().st_size for file in out.iterdir())
-    document = {"folder": str(out), "bytes": size, **learning.settings(), **document_of(source, calibration)}
-    document |= {"unknown_pieces": corpus.unknown, "bytes_counted": corpus.counted}
+    document = {
+        "folder": str(out),
+        "bytes": size,
+        "calibration": {**learning.settings(), "tokens": calibration.tokens, "labels": calibration.labels},
+        "unknown_pieces": corpus.unknown,
+        **document_of(source, calibration),
+    }
     if json:
         show.print_json(document)
     else:
         print_capture(document)
+        show.console(False).print(show.calibrated(document["calibration"], corpus.unknown))
         show.console(False).print(f"{out}: {size:,} bytes of statistics; use them with --stats {out}")

@@ -39,8 +39,7 @@ def document_of(source: Checkpoint, calibration: Calibration) -> dict[str, Any]:
             "why": why,
         }
     return {
-        "calibration_tokens": calibration.tokens,
-        "labels": calibration.labels,
+        "seen_tokens": calibration.tokens,
         "notes": list(source.notes),
         "parameters": parameters,
     }
@@ -53,7 +52,5 @@ def print_capture(document: dict[str, Any]) -> None:
         for name, p in document["parameters"].items()
     ]
     console.print(show.table(None, COLUMNS, rows, words=len(COLUMNS)))
-    labels = {"sampled": "sampled from the model (true Fisher information)", "targets": "the text's own"}
-    console.print(f"{document['calibration_tokens']:,} tokens; labels of the gradients: {labels[document['labels']]}")
     for note in document["notes"]:
         console.print(f"note: {note}")

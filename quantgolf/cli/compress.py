@@ -16,7 +16,6 @@ from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import Compressed, DryRun, compress, dry_run, refuse_unreachable
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve import SolveOptions
-from quantgolf.types import Calibration
 
 DEFAULTS = SolveOptions()
 
@@ -79,9 +78,9 @@ def compress_verb(
         refuse_unreachable(source, limit, rules=rules, solver=solver.value, code_bytes=code_bytes)
     with ExitStack() as stack:
         ranks, report = stack.enter_context(learn.ranks_and_bars(rank_timeout))
-        unknown = 0
+        unknown, settings = None, learning.settings()
         if stats is not None:
-            calibration = learn.stored(stats, source)
+            calibration, settings = learn.stored(stats, source)
         else:
             learn.open_on(source, device)
             corpus = learning.open(source, checkpoint, report)
@@ -107,7 +106,11 @@ def compress_verb(
         print_dry_run(predicted, limit, json)
         return
     result.write(out, overwrite=overwrite)
-    document = summary(result, calibration, out, limit, unknown, source.notes)
+    document = summary(result, out, limit) | {
+        "calibration": {**settings, "tokens": calibration.tokens, "labels": calibration.labels},
+        "unknown_pieces": unknown,
+        "notes": list(source.notes),
+    }
     if json:
         show.print_json(document)
     else:
@@ -124,9 +127,7 @@ def size_of(path: Path) -> int:
     raise QuantGolfError(f"--code {path}: no such file, expected a source file whose bytes count towards the budget")
 
 
-def summary(
-    result: Compressed, calibration: Calibration, out: Path, limit: int | None, unknown: int, notes: tuple[str, ...]
-) -> dict[str, Any]:
+def summary(result: Compressed, out: Path, limit: int | None) -> dict[str, Any]:
     """What was written, as the JSON output spells it."""
     return {
         "file": str(out),
@@ -135,10 +136,6 @@ def summary(
         "max_bytes": limit,
         "bpw": result.bpw,
         "predicted_loss": result.plan.predicted_loss,
-        "calibration_tokens": calibration.tokens,
-        "labels": calibration.labels,
-        "unknown_pieces": unknown,
-        "notes": list(notes),
         "kept": result.kept,
         "weights": {
             name: {"bits": report.bits, "loss": report.loss, "damp": report.damp, "retries": report.retries,
@@ -164,7 +161,7 @@ def print_summary(document: dict[str, Any]) -> None:
     limit = f" of {document['max_bytes']:,}" if document["max_bytes"] else ""
     code = f" ({document['code_bytes']:,} of them code)" if document["code_bytes"] else ""
     console.print(f"{document['file']}: {total:,} bytes{limit}{code}, {document['bpw']:.3f} bits per weight")
-    console.print(f"unknown pieces in the calibration text: {document['unknown_pieces']:,}")
+    console.print(show.calibrated(document["calibration"], document["unknown_pieces"]))
 
 
 def print_dry_run(predicted: DryRun, limit: int | None, json: bool) -> None:

@@ -51,7 +51,7 @@ def inspect_verb(
     if reference is not None:
         source = inputs.open_source(reference, model)
         if stats is not None:
-            calibration = learn.stored(stats, source)
+            calibration, _ = learn.stored(stats, source)
         else:
             learn.open_on(source, device)
             with show.bars() as report:
@@ -87,6 +87,7 @@ def show_capture(checkpoint: str, model: str | None, learning: Learning, json: b
         show.print_json(document)
     else:
         print_capture(document)
+        show.console(False).print(f"seen in one forward pass of {document['seen_tokens']:,} tokens; nothing was summed")
 
 
 def weighted_errors(coded: CodedModel, source: Checkpoint, calibration: Calibration) -> dict[str, float]:

@@ -113,8 +113,8 @@ def beside(out: Path, ranks: Ranks) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def stored(folder: Path, source: Checkpoint) -> Calibration:
-    """Statistics of an earlier run, which have to be of this checkpoint.
+def stored(folder: Path, source: Checkpoint) -> tuple[Calibration, dict[str, Any]]:
+    """Statistics of an earlier run, which have to be of this checkpoint, and the settings they were made with.
 
     Raises:
         QuantGolfError: they are of another, or an option was given that they have decided already.
@@ -124,7 +124,8 @@ def stored(folder: Path, source: Checkpoint) -> Calibration:
     if given:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise QuantGolfError(f"{options} has no effect with --stats, expected neither or no --stats; leave one out")
-    return read_calibration(folder, source.fingerprint)[0]
+    calibration, origin = read_calibration(folder, source.fingerprint)
+    return calibration, origin.settings
 
 
 @contextmanager

@@ -59,6 +59,16 @@ def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str
     return grid
 
 
+def calibrated(settings: dict[str, Any], unknown: int | None = None) -> str:
+    """What a model was calibrated on, in a sentence."""
+    labels = {"sampled": "sampled from the model (the Fisher information)", "targets": "the text's own"}
+    pieces = "" if unknown is None else f", {unknown:,} of them unknown pieces"
+    return (
+        f"calibrated on {settings['tokens']:,} tokens{pieces}, {settings['context']} windows of up to "
+        f"{settings['length']:,}; labels of the gradients: {labels[settings['labels']]}"
+    )
+
+
 def with_interval(value: dict[str, float | None], sign: str = "") -> str:
     """`value (low to high)`; a single document has no interval."""
     if value["low"] is None:

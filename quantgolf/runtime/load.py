@@ -55,7 +55,7 @@ def module_of(
             "give --model path/to/script.py:factory"
         )
     module = module.float()
-    fill(module, tensors, source)
+    fill(module, tensors, source, share=True)
     return module
 
 
