@@ -113,8 +113,8 @@ class ParameterReport:
     """What calibration saw of one parameter, and what becomes of it.
 
     Attributes:
-        status: "captured", "small" (steps would cost more than they save), "partly" (some rows were never used), or
-            "not seen".
+        status: "captured", "small" (no matrix), "partly" (some rows were never used), "followed in part" (used in ways
+            besides whose cost is not known), or "not seen".
         uses: where it was met and how often, `linear ×12 (49,152 rows)`; one entry a kind of operation.
         fewest: rows of activations that its least used block saw; 0 where it has none.
         why: why it is not (wholly) captured; empty where it is.
@@ -122,7 +122,7 @@ class ParameterReport:
 
     name: str
     shape: tuple[int, ...]
-    status: Literal["captured", "small", "partly", "not seen"]
+    status: Literal["captured", "small", "partly", "followed in part", "not seen"]
     uses: tuple[str, ...]
     fewest: int
     why: str

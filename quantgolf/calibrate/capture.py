@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from quantgolf.calibrate.record import Recorder
-from quantgolf.calibrate.track import Tracker
+from quantgolf.calibrate.track import Tracker, wrapped
 from quantgolf.calibrate.uses import read_uses
 
 # Functions written in Python whose inner operations are looked at instead of themselves.
@@ -36,7 +36,9 @@ class Capture(TorchFunctionMode):
 
     def __init__(self, parameters: Iterable[tuple[str, Tensor]], recorder: Recorder) -> None:
         super().__init__()
-        self.tracker, self.recorder = Tracker(parameters), recorder
+        self.parameters = dict(parameters)
+        self.tracker, self.recorder = Tracker(self.parameters.items()), recorder
+        self._before: dict[str, Tensor] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -46,7 +48,7 @@ class Capture(TorchFunctionMode):
             with patch.object(F, "has_torch_function", lambda _: False), self:
                 return func(*args, **kwargs)
         operation = getattr(func, "__name__", str(func))
-        self._before_change(operation, args)
+        self._before_change(func, operation, args, kwargs)
         output = func(*args, **kwargs)
         if not isinstance(output, Tensor) and not _holds_tensors(output):
             return output
@@ -55,8 +57,11 @@ class Capture(TorchFunctionMode):
         if not known or operation in PATTERNS or (operation in AFTER and not knows(args[0])):
             return output
         operation = operation.strip("_")
-        with torch.no_grad():
-            uses = read_uses(func, args, kwargs, knows)
+        with torch.inference_mode(False), torch.no_grad():
+            if any(map(wrapped, _tensors_in((*args, *kwargs.values())))):
+                uses, operation = [], f"{operation} under torch.func"
+            else:
+                uses = read_uses(func, args, kwargs, knows)
             found = [(use, self.tracker.pieces(use.weight, use.shape)) for use in uses]
             if not found and self.tracker.follow(func, args, kwargs, output):
                 return output
@@ -65,29 +70,47 @@ class Capture(TorchFunctionMode):
             self.recorder.pass_over(name, operation)
         if not found:
             return output
-        if any(map(self.recorder.wants, met)) and torch.is_grad_enabled() and not output.requires_grad:
+        differentiable = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        if differentiable and not output.requires_grad and any(map(self.recorder.wants, met)):
             # The graph begins at the first weight to learn of, so that nothing before it has to be kept. The copy is
             # no leaf: the model may change it in place.
             output = output.detach().requires_grad_().clone()
-        with torch.no_grad():
+        with torch.inference_mode(False), torch.no_grad():
             for use, pieces in found:
                 self.recorder.meet(use, pieces, output, operation)
         return output
 
-    def _before_change(self, operation: str, args: tuple[Any, ...]) -> None:
-        """A copy of a parameter that is changed in place is another tensor from then on."""
-        changes = operation.endswith("_") and (not operation.endswith("__") or operation in CHANGES)
-        if not changes or operation in HARMLESS or not args or not self.tracker.knows(args[0]):
+    def _before_change(
+        self, function: Callable[..., Any], operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        """A copy of a parameter that is changed in place is another tensor from then on. A parameter itself is
+        remembered as it was, to be put back after the forward pass."""
+        changed = args[0] if args else None
+        if function is F.embedding and (kwargs.get("max_norm") is not None or (len(args) > 3 and args[3] is not None)):
+            changed = args[1] if len(args) > 1 else kwargs.get("weight")
+        elif not operation.endswith("_") or (operation.endswith("__") and operation not in CHANGES):
             return
-        if self.tracker.is_copy(args[0]):
-            for name in self.tracker.names_of(args[0]):
-                self.recorder.pass_over(name, operation.strip("_"))
-            self.tracker.drop(args[0])
+        if operation in HARMLESS or not isinstance(changed, Tensor) or not self.tracker.knows(changed):
+            return
+        home = self.tracker.home_of(changed)
+        if home is not None:
+            self._before.setdefault(home, self.parameters[home].detach().clone())
+            return
+        for name in self.tracker.names_of(changed):
+            self.recorder.pass_over(name, operation.strip("_"))
+        self.tracker.drop(changed)
 
     def forget(self) -> None:
         """Ends a forward pass."""
         self.tracker.forget()
         self.recorder.forget()
+
+    def restore(self) -> None:
+        """Gives parameters that the model changed in place the values they had."""
+        with torch.no_grad():
+            for name, value in self._before.items():
+                self.parameters[name].copy_(value)
+        self._before.clear()
 
 
 def _holds_tensors(output: object) -> bool:
@@ -125,6 +148,7 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
     """
     modes = [(module, module.training) for module in model.modules()]
     asking = [p for p in model.parameters() if p.requires_grad]
+    memory = [(p, p.data) for p in model.parameters()]
     buffers = [(module._buffers, dict(module._buffers)) for module in model.modules() if module._buffers]
     values = [(buffer, buffer.clone()) for _, own in buffers for buffer in own.values() if buffer is not None]
     with ExitStack() as stack:
@@ -141,6 +165,9 @@ def undisturbed(model: nn.Module) -> Iterator[None]:
                 parameter.requires_grad_(False)
             yield
         finally:
+            for parameter, data in memory:
+                if parameter.data_ptr() != data.data_ptr():
+                    parameter.data = data
             for parameter in asking:
                 parameter.requires_grad_(True)
             for module, training in modes:

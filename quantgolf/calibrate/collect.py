@@ -9,7 +9,8 @@ them: the result is the same to the last bit.
 """
 
 import itertools
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -104,13 +105,16 @@ def _learn(
 ) -> None:
     """One batch forward and backward under the capture."""
     inputs, targets = inputs.to(_device(model)), targets.to(_device(model))
-    with torch.enable_grad():
+    visits = capture.recorder.summed_visits()
+    with torch.enable_grad(), _users_code(capture, inputs):
         with capture:
             loss = loss_of(model, inputs, targets) if generator is None else logits_of(model, inputs, targets)
         capture.forget()
         if generator is not None:
             loss = sampled_loss(loss, generator)
         if not loss.requires_grad:
+            if capture.recorder.only is not None and capture.recorder.summed_visits() == visits:
+                return  # a batch that comes to none of these parameters, as experts have them
             raise QuantGolfError(
                 "the model's output has no gradient, expected one to calibrate with: its forward runs under "
                 "torch.no_grad, or meets no parameter that can be followed (see `quantgolf inspect --capture`)"
@@ -122,10 +126,27 @@ def _look(model: nn.Module, tokens: Tensor) -> tuple[Recorder, bool]:
     """One forward pass without gradients or sums: what there is to see, and whether logits are among it."""
     recorder = Recorder(only=(), device=_device(model))
     capture = Capture(weights(model), recorder)
-    with torch.no_grad(), capture:
-        sampled = gives_logits(model, tokens.to(_device(model)))
-    capture.forget()
+    with torch.no_grad(), _users_code(capture, tokens):
+        with capture:
+            sampled = gives_logits(model, tokens.to(_device(model)))
+        capture.forget()
     return recorder, sampled
+
+
+@contextmanager
+def _users_code(capture: Capture, tokens: Tensor) -> Iterator[None]:
+    """What the model raises in one line, and what it changed put back."""
+    try:
+        yield
+    except QuantGolfError:
+        raise
+    except Exception as error:  # whatever the user's own code raises
+        raise QuantGolfError(
+            f"the model failed on tokens {list(tokens.shape)} ({type(error).__name__}: {error}), expected it to run "
+            "forward and backward; mend the module, or give a smaller --length"
+        ) from error
+    finally:
+        capture.restore()
 
 
 def _calibration(model: nn.Module, totals: Totals, tokens: int, sampled: bool) -> Calibration:
@@ -148,4 +169,7 @@ def _parts(batches: int) -> Sequence[range]:
 
 
 def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
+    parameter = next(model.parameters(), None)
+    if parameter is None:
+        raise QuantGolfError("the model has no parameters, expected weights to calibrate; name another factory")
+    return parameter.device

@@ -51,15 +51,20 @@ class Recorder:
         self._input: tuple[int, int, tuple[int, ...], tuple[int, ...]] | None = None
         self._held: Tensor | None = None
         self._gram: Tensor | None = None
+        self._rows: int | None = None
 
     def wants(self, parameter: str) -> bool:
         """Whether sums of a parameter are kept."""
         return self.only is None or parameter in self.only
 
+    def summed_visits(self) -> int:
+        """Rows of activations behind everything that is summed so far."""
+        return sum(part.visits for part in self.sums.values() if part.row is not None)
+
     def meet(self, use: Use, pieces: list[Piece], output: Tensor, operation: str) -> None:
         """Adds what the inputs of a use teach, and has the gradient of `output` add the rest when it comes."""
-        if not use.inputs.numel():  # an expert that no token came to
-            return
+        if not use.inputs.numel() or (use.kind == "linear" and not self._filled(use.inputs)):
+            return  # an expert that no token came to
         for piece in pieces:
             name = piece.home.name
             place = choose(places_of(piece), self.sides.get(name))
@@ -74,7 +79,7 @@ class Recorder:
             kind: Kind = "crossed" if crossed else use.kind
             sums = self._sums(kind, place.block(transposed), size_of(place, transposed))
             sums.calls[operation] = sums.calls.get(operation, 0) + 1
-            sums.visits += use.inputs.numel() if kind == "lookup" else len(use.inputs)
+            sums.visits += use.inputs.numel() if kind == "lookup" else self._filled(use.inputs)
             if sums.row is not None and sums.column is not None:
                 add = self._add(sums.row, sums.column, kind, use, piece.rows, corner(place, transposed))
                 if not _hooked(output, sums, add):
@@ -105,7 +110,7 @@ class Recorder:
         for output, sums, add in self._waiting:
             _hooked(output, sums, add)
         self._waiting.clear()
-        self._input = self._held = self._gram = None
+        self._input = self._held = self._gram = self._rows = None
 
     def _sums(self, kind: Kind, block: Block, size: tuple[int, int]) -> Sums:
         if (kind, block) not in self.sums:
@@ -116,13 +121,26 @@ class Recorder:
             self.sums[kind, block] = Sums(size, row, column)
         return self.sums[kind, block]
 
+    def _filled(self, x: Tensor) -> int:
+        """Rows of x [T, K] that are not zero: those of a padded expert were no visits."""
+        if not self._last(x) or self._rows is None:
+            self._rows = int(x.detach().any(1).sum())
+        return self._rows
+
     def _gram_of(self, x: Tensor) -> Tensor:
         """x xᵀ summed over rows [T, K], in fp32; the last one is kept, because q, k and v share their input."""
-        seen = (x.data_ptr(), x._version, tuple(x.shape), x.stride())
-        if self._gram is None or seen != self._input:
-            # Holding x keeps its memory, and with it its address, from being taken by another tensor.
-            self._input, self._held, self._gram = seen, x, gram(x.detach())
+        if not self._last(x) or self._gram is None:
+            self._gram = gram(x.detach())
         return self._gram
+
+    def _last(self, x: Tensor) -> bool:
+        """Whether x is what was looked at last, unchanged; it is from now on."""
+        seen = (x.data_ptr(), 0 if x.is_inference() else x._version, tuple(x.shape), x.stride())
+        if seen == self._input:
+            return True
+        # Holding x keeps its memory, and with it its address, from being taken by another tensor.
+        self._input, self._held, self._gram, self._rows = seen, x, None, None
+        return False
 
 
 def _hooked(output: Tensor, sums: Sums, add: Callable[[Tensor], None]) -> bool:

@@ -1,6 +1,7 @@
 """What calibration saw of each parameter, in words."""
 
 from collections.abc import Mapping
+from typing import Literal
 
 from torch import nn
 
@@ -8,6 +9,9 @@ from quantgolf.calibrate.capture import parameters_of
 from quantgolf.calibrate.record import Sums
 from quantgolf.calibrate.totals import Key
 from quantgolf.types import Block, ParameterReport
+
+Status = Literal["captured", "partly", "followed in part"]
+NEVER_USED = "the forward pass was never seen to use it"
 
 
 def report(
@@ -24,7 +28,7 @@ def report(
         if not parts and (sum(size > 1 for size in shape) < 2 or not parameter.is_floating_point()):
             found.append(ParameterReport(name, shape, "small", (), 0, "it is no matrix"))
         elif not parts:
-            unseen = f"used only in {others}, which is not followed" if others else "the forward pass never used it"
+            unseen = f"used only in {others}, which is not followed" if others else NEVER_USED
             if parameter.numel() and not parameter.is_contiguous():
                 unseen = "its elements do not lie in memory in order, so that its uses cannot be told"
             found.append(ParameterReport(name, shape, "not seen", (), 0, unseen))
@@ -36,12 +40,8 @@ def report(
             visits: dict[Block, int] = {}
             for block, part in parts:
                 visits[block] = visits.get(block, 0) + part.visits
-            fewest = min(visits.values())
-            found.append(
-                ParameterReport(
-                    name, shape, "partly" if missing else "captured", _uses(parts), fewest, ", and ".join(why)
-                )
-            )
+            status: Status = "followed in part" if others else "partly" if missing else "captured"
+            found.append(ParameterReport(name, shape, status, _uses(parts), min(visits.values()), ", and ".join(why)))
     return tuple(found)
 
 

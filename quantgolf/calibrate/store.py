@@ -15,10 +15,12 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from quantgolf.calibrate.place import Kind
 from quantgolf.errors import QuantGolfError
 from quantgolf.types import Block, Calibration, ParameterReport, WeightStats, WeightUse
 
@@ -41,36 +43,63 @@ class Origin:
     settings: dict[str, Any]
 
 
-class StoredStats(Mapping[str, WeightStats]):
-    """Statistics by matrix name, read from their folder at each access."""
+@dataclass(frozen=True)
+class StoredUse:
+    """A `WeightUse` on disk: `row` and `column` are (file, key)."""
 
-    def __init__(self, folder: Path, entries: dict[str, Any], tokens: int) -> None:
-        self.folder, self.entries, self.tokens = folder, entries, tokens
+    kind: Kind
+    visits: int
+    row: tuple[str, str]
+    column: tuple[str, str]
+
+
+class StoredStats(Mapping[str, WeightStats]):
+    """Statistics by matrix name, read from their folder at each access.
+
+    Args:
+        folder: with the safetensors files.
+        uses: of each matrix.
+        sizes: [N, K] of each matrix.
+        tokens: of text.
+    """
+
+    def __init__(
+        self, folder: Path, uses: dict[str, tuple[StoredUse, ...]], sizes: dict[str, tuple[int, int]], tokens: int
+    ) -> None:
+        self.folder, self.uses, self.sizes, self.tokens = folder, uses, sizes, tokens
 
     def __getitem__(self, name: str) -> WeightStats:
-        entry = self.entries[name]
-        uses = []
-        for use in entry["uses"]:
-            row, column = self._read(*use["row"]), self._read(*use["column"])
-            uses.append(WeightUse(use["kind"], row, column, use["visits"]))
-        return WeightStats(name, tuple(uses), self.tokens)
+        uses, (rows, columns) = self.uses[name], self.sizes[name]
+        return WeightStats(
+            name,
+            tuple(
+                WeightUse(use.kind, self._read(*use.row, (rows,)), self._read(*use.column, (columns,) * 2), use.visits)
+                for use in uses
+            ),
+            self.tokens,
+        )
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.entries)
+        return iter(self.uses)
 
     def __len__(self) -> int:
-        return len(self.entries)
+        return len(self.uses)
 
-    def _read(self, file: str, key: str) -> Tensor:
+    def _read(self, file: str, key: str, shape: tuple[int, ...]) -> Tensor:
         try:
             with safe_open(self.folder / file, "pt") as tensors:
                 tensor: Tensor = tensors.get_tensor(key)
-                return tensor
         except (OSError, SafetensorError) as error:
             raise QuantGolfError(
                 f"statistics {self.folder}: {file} cannot be read ({error}), expected the files that "
                 "`quantgolf calibrate` wrote; calibrate again"
             ) from error
+        if tensor.shape != shape:
+            raise QuantGolfError(
+                f"statistics {self.folder}: {key} of {file} is {list(tensor.shape)}, expected {list(shape)}; "
+                "calibrate again"
+            )
+        return tensor
 
 
 class Writer:
@@ -170,22 +199,22 @@ def read_calibration(folder: Path, model: str | None = None) -> tuple[Calibratio
                 f"statistics {folder}: version {index['version']}, expected {VERSION}; calibrate again"
             )
         origin = Origin(**index["origin"])
-        calibration = Calibration(
-            stats=StoredStats(folder, index["matrices"], index["tokens"]),
-            blocks={name: Block(**block) for name, block in index["blocks"].items()},
-            parameters=tuple(
-                ParameterReport(**{**report, "shape": tuple(report["shape"]), "uses": tuple(report["uses"])})
-                for report in index["parameters"]
-            ),
-            tokens=index["tokens"],
-            labels=index["labels"],
+        blocks = {name: Block(**block) for name, block in index["blocks"].items()}
+        parameters = tuple(
+            ParameterReport(**{**report, "shape": tuple(report["shape"]), "uses": tuple(report["uses"])})
+            for report in index["parameters"]
         )
+        uses = {name: tuple(map(_stored_use, entry["uses"])) for name, entry in index["matrices"].items()}
+        if uses.keys() != blocks.keys() or not all(uses.values()):
+            raise ValueError("blocks that are not its matrices")
+        stats = StoredStats(folder, uses, _sizes(blocks, parameters), index["tokens"])
+        calibration = Calibration(stats, blocks, parameters, index["tokens"], index["labels"])
     except OSError as error:
         raise QuantGolfError(
             f"statistics {folder}: {INDEX} cannot be read ({error.strerror}), expected a folder that "
             "`quantgolf calibrate` wrote"
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise QuantGolfError(
             f"statistics {folder}: {INDEX} is not what `quantgolf calibrate` writes ({error!r}); calibrate again"
         ) from error
@@ -195,6 +224,18 @@ def read_calibration(folder: Path, model: str | None = None) -> tuple[Calibratio
             "calibrate this checkpoint"
         )
     return calibration, origin
+
+
+def _stored_use(use: dict[str, Any]) -> StoredUse:
+    (row, row_key), (column, column_key) = use["row"], use["column"]
+    return StoredUse(use["kind"], use["visits"], (row, row_key), (column, column_key))
+
+
+def _sizes(blocks: dict[str, Block], parameters: tuple[ParameterReport, ...]) -> dict[str, tuple[int, int]]:
+    """[N, K] of each matrix."""
+    shapes = {report.name: report.shape for report in parameters}
+    found = {name: block.matrix(torch.empty(shapes[block.parameter], device="meta")) for name, block in blocks.items()}
+    return {name: (matrix.shape[0], matrix.shape[1]) for name, matrix in found.items()}
 
 
 def text_digest(batches: list[tuple[Tensor, Tensor]]) -> str:

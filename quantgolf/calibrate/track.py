@@ -87,6 +87,7 @@ class Tracker:
             isinstance(value, Tensor)
             and value.layout == torch.strided
             and value.numel() > 0
+            and not wrapped(value)
             and (value.untyped_storage().data_ptr() in self._copies or self._home_at(value) is not None)
         )
 
@@ -130,9 +131,10 @@ class Tracker:
         """Forgets a copy that is about to be changed in place: it is no parameter's any more."""
         self._copies.pop(tensor.untyped_storage().data_ptr(), None)
 
-    def is_copy(self, tensor: Tensor) -> bool:
-        """Whether a known tensor lies outside its parameter's memory."""
-        return self._home_at(tensor) is None
+    def home_of(self, tensor: Tensor) -> str | None:
+        """The parameter in whose memory a known tensor lies; None where it is a copy."""
+        home = self._home_at(tensor)
+        return None if home is None else home.name
 
     def pieces(self, view: Tensor, shape: tuple[int, int]) -> list[Piece]:
         """The parameters' parts that a known tensor, read as a matrix of this shape, is made of, from its first row
@@ -188,6 +190,11 @@ class Tracker:
         for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
             logical = logical[..., None] + torch.arange(size) * stride
         return logical
+
+
+def wrapped(tensor: Tensor) -> bool:
+    """Whether `torch.func` (vmap, grad, jvp) or a compiler stands between a tensor and its memory."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor)) or tensor.is_meta
 
 
 def _regular_spans(numbers: Tensor, firsts: list[int]) -> list[tuple[range, int, int, int]]:

@@ -1,7 +1,7 @@
 """How an operation uses a weight: which matrix [N, K] met which inputs [T, K] and made which outputs [T, N]."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from operator import itemgetter
 from typing import Any, Literal
@@ -78,7 +78,8 @@ def _index_select(args: tuple[Any, ...], kwargs: dict[str, Any], knows: Known) -
 
 def _matmul(args: tuple[Any, ...], kwargs: dict[str, Any], knows: Known) -> list[Use]:
     """a @ b, where either may be the weight, alone or as a stack of as many as the other has matrices."""
-    a, b = (*args, *kwargs.values())[:2]
+    second = next((name for name in ("mat2", "vec", "tensor2") if name in kwargs), "other")
+    a, b = _given(args, kwargs, "input", second)
     if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
         return []
     if knows(b) and b.ndim >= 2:  # learned queries times a weight too: what is on the right counts as the weight
@@ -96,20 +97,23 @@ def _right(x: Tensor, weight: Tensor, turned: bool = False) -> list[Use]:
 
     if weight.ndim == 2:
         return [_of_matrix("linear", weight.T, _merged(x), lambda gradient: _merged(upright(gradient)))]
-    if weight.ndim != 3 or x.ndim not in (2, 3) or (x.ndim == 3 and len(x) not in (1, len(weight))):
+    if weight.ndim != 3 or x.ndim < 2 or (x.ndim > 2 and x.shape[-3] not in (1, len(weight))):
         return []
     return [
         _of_matrix(
-            "linear", weight[i].T, x if x.ndim == 2 else x[i % len(x)],
-            lambda gradient, i=i: upright(gradient)[i],  # type: ignore[misc]
+            "linear", weight[i].T, _merged(x if x.ndim == 2 else x[..., i % x.shape[-3], :, :]),
+            lambda gradient, i=i: _merged(upright(gradient)[..., i, :, :]),  # type: ignore[misc]
         )
         for i in range(len(weight))
     ]  # fmt: skip
 
 
 def _addmm(args: tuple[Any, ...], kwargs: dict[str, Any], knows: Known) -> list[Use]:
+    """alpha · (a @ b): an error of the weight is felt alpha times, as if the inputs were larger."""
     first, second = ("mat1", "mat2") if "mat1" in kwargs or "mat2" in kwargs else ("batch1", "batch2")
-    return _matmul(tuple(_given(args, kwargs, "input", first, second)[1:]), {}, knows)
+    alpha = kwargs.get("alpha", 1)
+    uses = _matmul(tuple(_given(args, kwargs, "input", first, second)[1:]), {}, knows)
+    return uses if alpha == 1 else [replace(use, inputs=use.inputs * alpha) for use in uses]
 
 
 def _grouped(args: tuple[Any, ...], kwargs: dict[str, Any], knows: Known) -> list[Use]:

@@ -5,7 +5,6 @@ import torch
 from quantgolf.calibrate import survey
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.data import Corpus, refuse_misfit
-from quantgolf.errors import QuantGolfError
 from quantgolf.types import Calibration
 
 FEW = 64  # tokens, where there is no text yet; models that unfold need some context
@@ -26,12 +25,4 @@ def look(checkpoint: Checkpoint, text: Corpus | None = None, *, length: int = 51
         refuse_misfit(checkpoint.module, text, length, losses=True)
         return survey(checkpoint.module, text.tokens[None, :length])
     tokens = torch.zeros(1, min(FEW, length), dtype=torch.int64)
-    try:
-        return survey(checkpoint.module, tokens)
-    except QuantGolfError:
-        raise
-    except Exception as error:  # whatever the user's own code raises
-        raise QuantGolfError(
-            f"the model's forward failed on {tokens.shape[1]} tokens ({type(error).__name__}: {error}), expected "
-            "logits [B, L, V] for int64 tokens [B, L]; mend the module"
-        ) from error
+    return survey(checkpoint.module, tokens)

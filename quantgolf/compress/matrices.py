@@ -12,6 +12,10 @@ from quantgolf.types import Block, Calibration
 # Below these an fp16 step a row and a frequency table cost more than narrow codes save.
 FEWEST_COLUMNS = 16
 FEWEST_NUMBERS = 512
+NOTHING_TO_QUANTIZE = (
+    "calibration saw no matrix that can be quantized, expected at least one: `quantgolf inspect --capture` tells why "
+    "each parameter is kept"
+)
 
 
 class Matrices(Mapping[str, Tensor]):
@@ -48,10 +52,14 @@ def choose(checkpoint: Checkpoint, calibration: Calibration) -> tuple[Matrices, 
         raise QuantGolfError(f"statistics of {', '.join(foreign[:5])} belong to another model; calibrate this one")
     chosen, kept = {}, {}
     for report in calibration.parameters:
-        if report.status in ("not seen", "partly"):
+        if report.status in ("not seen", "partly", "followed in part"):
             kept[report.name] = report.why
+    # What a weight costs in uses that are not followed is not known: it may be anything.
+    unknown = {report.name for report in calibration.parameters if report.status == "followed in part"}
     small: dict[str, int] = {}
     for name, block in calibration.blocks.items():
+        if block.parameter in unknown:
+            continue
         rows, columns = matrix_shape(shapes[block.parameter], block)
         if columns >= FEWEST_COLUMNS and rows * columns >= FEWEST_NUMBERS:
             chosen[name] = block

@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 
 from quantgolf.allocate import widths_by_hand
+from quantgolf.calibrate.report import NEVER_USED
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.assembly import Assembly
 from quantgolf.compress.budget import unreachable
@@ -40,7 +41,7 @@ def refuse_unreachable(
         BudgetError: the smallest file takes more; `nearest` is a size that surely suffices.
         QuantGolfError: rules that do not fit the checkpoint's names.
     """
-    matrices, _ = choose(checkpoint, everything_used(look(checkpoint)))
+    matrices, _ = choose(checkpoint, with_late_ones(look(checkpoint)))
     bits = dict.fromkeys(matrices, WIDTHS[0]) if rules is None else widths_by_hand(rules, matrices)
     sizes = {name: matrices.size(name) for name in matrices}
     quantized: dict[str, int] = {}
@@ -59,11 +60,11 @@ def refuse_unreachable(
         raise unreachable(max_bytes, code_bytes + int(size * (1 + MARGIN)), bits)
 
 
-def everything_used(seen: Calibration) -> Calibration:
-    """As if the matrices of every parameter had been met: one that was not wholly met is taken as one matrix."""
+def with_late_ones(seen: Calibration) -> Calibration:
+    """As if what a few tokens did not meet, but others may (an expert), had been met; each parameter as one matrix."""
     blocks = dict(seen.blocks)
     for report in seen.parameters:
-        if report.status in ("not seen", "partly"):
+        if report.status == "partly" or report.why == NEVER_USED:
             blocks = {name: block for name, block in blocks.items() if block.parameter != report.name}
             lead = len(report.shape) - 1 if report.shape[-1] >= FEWEST_COLUMNS else 1
             blocks[report.name] = Block(report.name, lead, 0, math.prod(report.shape[:lead]))

@@ -126,7 +126,7 @@ def test_what_is_not_followed_is_named_with_the_reason(networks) -> None:
     found = reports(calibration, model)
     assert set(calibration.stats) == {"emb.weight", "gate.weight", "head.weight"}
     for name, why in {
-        "lstm.weight_ih_l0": "lstm", "lstm.weight_hh_l0": "lstm", "scaled": "mul", "spare.weight": "never used",
+        "lstm.weight_ih_l0": "lstm", "lstm.weight_hh_l0": "lstm", "scaled": "mul", "spare.weight": "never seen to use",
         "normed.parametrizations.weight.original1": "weight_norm", "factors": "mul",
     }.items():  # fmt: skip
         assert found[name].status == "not seen", name
@@ -246,7 +246,7 @@ def test_the_model_leaves_as_it_came_from_a_failure_too(networks) -> None:
     model = unevenly_set(networks)
     before = state(model)
     batches = [*text(), (torch.full((1, 3), 99), torch.zeros(1, 3, dtype=torch.int64))]
-    with pytest.raises(IndexError):
+    with pytest.raises(QuantGolfError, match=r"the model failed on tokens \[1, 3\] \(IndexError"):
         collect(model, batches)
     with torch.no_grad():
         model.head.bias.fill_(torch.nan)

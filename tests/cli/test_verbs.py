@@ -112,7 +112,7 @@ def test_scripts_bring_their_own_modules(run: Run, tmp_path: Path, prose: Path) 
     file, model = tmp_path / "a.qg", ["--model", f"{script}:build"]
     text = ["--tokenizer", read_demo().tokenizer, "--data", prose, "--length", 32, "--tokens", 500]
     status, out, _ = run("compress", tmp_path / "net.safetensors", *model, *text, "--max-bytes", "15kB", "--out", file)
-    assert status == 0 and "kept unquantized: spare.weight, because the forward pass never used it" in out
+    assert status == 0 and "kept unquantized: spare.weight, because the forward pass was never seen to use it" in out
     assert run("eval", file, *model, *text, "--documents", "files", "--json")[0] == 0
     status, _, err = run("eval", file, *text)
     assert status == 2 and "give --model path/to/script.py:factory" in err
