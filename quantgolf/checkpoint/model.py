@@ -1,6 +1,7 @@
 """Modules to put checkpoints into: the reference family from its card, anybody's `script.py:factory`, or
 Hugging Face's `hf:PATH`."""
 
+import hashlib
 import importlib.util
 import json
 import sys
@@ -38,6 +39,8 @@ def build_model(model: str | Path) -> nn.Module:
     path, colon, factory = text.rpartition(":")
     if colon and path.endswith(".py"):
         return _from_script(Path(path), factory)
+    if text.endswith(".py"):
+        raise QuantGolfError(f"model {text}: names no function, expected path/to/script.py:factory")
     return module_from_description(_read_card(Path(text)))
 
 
@@ -51,6 +54,21 @@ def describe_model(model: str | Path | nn.Module) -> dict[str, Any] | None:
         return None
     card = _read_card(Path(model))
     return {"family": card["family"], "config": card["config"]}
+
+
+def code_of(model: str | Path | nn.Module) -> str:
+    """What computes with the weights, so that statistics of another computation are told apart: a script by its text, a
+    Hugging Face model by its config, a module by its class."""
+    if isinstance(model, nn.Module):
+        return type(unwrap(model)).__qualname__
+    place = huggingface.path_of(model)
+    path, colon, factory = str(model).rpartition(":")
+    if place is None and not (colon and path.endswith(".py")):
+        return "card"
+    file = Path(path) if place is None else place / "config.json" if place.is_dir() else None
+    # A GGUF file holds its config beside the weights, whose fingerprint is taken anyway.
+    digest = "gguf" if file is None else hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
+    return f"{factory} of {digest}" if place is None else digest
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -90,7 +108,10 @@ def _read_card(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise QuantGolfError(f"model {path}: not JSON ({error}), expected a card.json") from error
     if not isinstance(card, dict) or "family" not in card:
-        raise QuantGolfError(f"model {path}: no 'family' in it, expected a card with 'family' and 'config'")
+        raise QuantGolfError(
+            f"model {path}: no 'family' in it, expected a card with 'family' and 'config'; for a "
+            "module of your own give path/to/script.py:factory, for a Hugging Face folder hf:PATH"
+        )
     return card
 
 

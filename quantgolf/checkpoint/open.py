@@ -13,7 +13,7 @@ from quantgolf.checkpoint import huggingface
 from quantgolf.checkpoint.fingerprint import fingerprint
 from quantgolf.checkpoint.finite import refuse_non_finite
 from quantgolf.checkpoint.match import Match, first_names, match, state_of
-from quantgolf.checkpoint.model import build_model, describe_model, unwrap
+from quantgolf.checkpoint.model import build_model, code_of, describe_model, unwrap
 from quantgolf.checkpoint.read import Stored
 from quantgolf.checkpoint.shards import locate, read_stored
 from quantgolf.errors import QuantGolfError
@@ -34,6 +34,7 @@ class Checkpoint:
         aliases: the further names of a storage, by that first name (a tied head). The module decides what is tied:
             tensors that share storage in a file alone are kept as two.
         description: how to rebuild the module; None where the user has to bring it along.
+        code: what computes with the weights (see `code_of`).
         notes: what was done to make the stored tensors fit (prefixes taken off, entries left out), a sentence each.
     """
 
@@ -41,6 +42,7 @@ class Checkpoint:
     tensors: dict[str, Tensor]
     aliases: dict[str, tuple[str, ...]]
     description: dict[str, Any] | None
+    code: str = ""
     notes: tuple[str, ...] = ()
 
     @property
@@ -50,8 +52,8 @@ class Checkpoint:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of names, dtypes, shapes, numbers and description (see `quantgolf.checkpoint.fingerprint`)."""
-        return fingerprint(self.tensors, self.description)
+        """Of the tensors and of what computes with them (see `quantgolf.checkpoint.fingerprint`)."""
+        return fingerprint(self.tensors, {"description": self.description, "code": self.code})
 
 
 def open_checkpoint(path: str | Path, model: str | Path | nn.Module | None = None) -> Checkpoint:
@@ -91,7 +93,9 @@ def open_checkpoint(path: str | Path, model: str | Path | nn.Module | None = Non
     else:  # in this order only one copy of the weights is ever resident
         _put(module, fits, share=True)
         refuse_non_finite(fits.tensors, source)
-    return Checkpoint(module, fits.tensors, fits.aliases, describe_model(model), (*stored.notes, *fits.notes))
+    return Checkpoint(
+        module, fits.tensors, fits.aliases, describe_model(model), code_of(model), (*stored.notes, *fits.notes)
+    )
 
 
 def fill(

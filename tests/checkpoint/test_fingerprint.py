@@ -3,14 +3,16 @@
 import hashlib
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor
 
-from quantgolf.checkpoint import fingerprint
+from quantgolf.checkpoint import fingerprint, open_checkpoint
 from quantgolf.checkpoint.finite import refuse_non_finite
 from quantgolf.errors import QuantGolfError
 
@@ -63,3 +65,17 @@ def test_all_tensors_with_bad_values_are_named() -> None:
     bad = torch.tensor([[1.0, float("nan")], [float("inf"), 1.0]])
     with pytest.raises(QuantGolfError, match="a has 2 values, b has 2 values, c has 1 values that are NaN"):
         refuse_non_finite({"a": bad, "b": bad.T, "c": torch.complex(torch.ones(1), torch.ones(1) / 0)}, "test")
+
+
+def test_another_computation_with_the_same_weights_has_another_fingerprint(tmp_path: Path) -> None:
+    save_file({"weight": torch.ones(3, 2)}, tmp_path / "a.safetensors")
+    text = "from torch import nn\n\ndef build():\n    return nn.Linear(2, 3, bias=False)\n\nother = build\n"
+    (tmp_path / "a.py").write_text(text)
+    (tmp_path / "copy.py").write_text(text)
+    (tmp_path / "b.py").write_text(text + "\nSCALE = 2\n")
+    opened = {
+        model: open_checkpoint(tmp_path / "a.safetensors", f"{tmp_path}/{model}").fingerprint
+        for model in ("a.py:build", "copy.py:build", "a.py:other", "b.py:build")
+    }
+    assert opened["a.py:build"] == opened["copy.py:build"]
+    assert len(set(opened.values())) == 3
