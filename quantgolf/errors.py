@@ -19,3 +19,6 @@ class BudgetError(QuantGolfError):
     def __init__(self, message: str, nearest: int) -> None:
         super().__init__(message)
         self.nearest = nearest
+
+    def __reduce__(self) -> tuple[type["BudgetError"], tuple[str, int]]:  # it travels between processes
+        return BudgetError, (str(self), self.nearest)

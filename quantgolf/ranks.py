@@ -89,6 +89,8 @@ class Ranks:
         for _, raised in parts:
             if raised is not None:
                 raise raised
+        if done is not None and self.world > 1:
+            done(len(costs))  # ranks have unequal numbers of jobs
         return [parts[rank][0][job] for job, rank in enumerate(owner)]
 
 
@@ -122,7 +124,8 @@ def _collective() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:  # what the backends raise when a peer is gone or silent
+        reason = str(error).partition("\n")[0].partition(". ")[0]
         raise QuantGolfError(
-            f"the ranks lost each other ({str(error).splitlines()[0]}), expected all of them to answer: see which one "
-            "stopped and why, and start torchrun again; nothing was written"
+            f"the ranks lost each other ({reason}), expected all of them to answer: see which one stopped and why, and "
+            "start torchrun again; nothing was written"
         ) from error

@@ -1,10 +1,17 @@
 """What several rooms' tests share: the demo model's statistics, and a model small enough to do anything with."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers are as many as cores: with more threads than that they wait for one another. Before torch is imported,
+    # and for the processes that tests start.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from safetensors.torch import save_file
 

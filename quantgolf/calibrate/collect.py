@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantgolf.calibrate.capture import Capture, parameters_of, undisturbed, weights
-from quantgolf.calibrate.record import Recorder
+from quantgolf.calibrate.record import Recorder, Sums
 from quantgolf.calibrate.report import report
 from quantgolf.calibrate.totals import Totals, ordered, refined, statistics
 from quantgolf.checkpoint.call import gives_logits, logits_of, loss_of
@@ -152,6 +152,7 @@ def _users_code(capture: Capture, tokens: Tensor) -> Iterator[None]:
 def _calibration(model: nn.Module, totals: Totals, tokens: int, sampled: bool) -> Calibration:
     totals.drop_without_gradient()
     sums = refined(totals.sums)
+    _refuse_flat(sums.values())
     names = ordered((block for _, block in sums), {name: tuple(p.shape) for name, p in parameters_of(model).items()})
     return Calibration(
         parameters=report(model, sums, totals.passed_over),
@@ -160,6 +161,16 @@ def _calibration(model: nn.Module, totals: Totals, tokens: int, sampled: bool) -
         tokens=tokens,
         labels="sampled" if sampled else "targets",
     )
+
+
+def _refuse_flat(sums: Collection[Sums]) -> None:
+    """A loss that no weight changes would let every weight be anything."""
+    summed = [part for part in sums if part.row is not None and part.column is not None]
+    if summed and not any(bool(part.row.any()) and bool(part.column.any()) for part in summed):  # type: ignore[union-attr]
+        raise QuantGolfError(
+            "the gradients of the model's loss are all zero, expected some: its logits do not depend on its weights, "
+            "or what it returns is no logits (see `quantgolf inspect --capture`)"
+        )
 
 
 def _parts(batches: int) -> Sequence[range]:

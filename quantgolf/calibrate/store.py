@@ -7,12 +7,12 @@ once. This is the one place of the room that touches files, because the statisti
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
-from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -113,7 +113,8 @@ class Writer:
         self.folder, self.overwrite = folder, overwrite
         refuse_taken(folder, overwrite)
         try:
-            self.beside = Path(mkdtemp(prefix=f".{folder.name}.", suffix=".qgtmp", dir=folder.absolute().parent))
+            self.beside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.qgtmp")
+            self.beside.mkdir()
         except OSError as error:
             raise _unwritable(folder, error) from error
         self.entries: dict[str, Any] = {}
@@ -139,6 +140,8 @@ class Writer:
             self.entries[name] = {"uses": uses}
         try:
             save_file(tensors, self.beside / file)
+            # safetensors keeps a file to its owner; these are for whoever may enter the folder.
+            (self.beside / file).chmod(self.beside.stat().st_mode & 0o666)
         except (OSError, SafetensorError) as error:
             raise _unwritable(self.folder, error) from error
 

@@ -1,5 +1,6 @@
 """The command line: one file per verb, and errors as one line with an exit code (2 bad input, 3 budget missed)."""
 
+import os
 import sys
 
 import typer
@@ -36,5 +37,6 @@ def main() -> None:
     except QuantGolfError as error:
         # What other people's code raised, and is quoted here, may run over several lines.
         line = " ".join(str(error).split())
-        Console(stderr=True, soft_wrap=True, highlight=False).print(f"quantgolf: {line}", markup=False)
+        who = f"quantgolf, rank {os.environ.get('RANK')}" if "RANK" in os.environ else "quantgolf"
+        Console(stderr=True, soft_wrap=True, highlight=False).print(f"{who}: {line}", markup=False)
         sys.exit(error.exit_code)

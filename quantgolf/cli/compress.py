@@ -13,7 +13,7 @@ from quantgolf.cli import inputs, learn, show
 from quantgolf.cli.inputs import Solver, TextOptions
 from quantgolf.cli.learn import Learning
 from quantgolf.cli.sizes import parse_size
-from quantgolf.compress import Compressed, DryRun, compress, dry_run, refuse_unreachable
+from quantgolf.compress import Compressed, DryRun, compress, dry_run, refuse_idle_rules, refuse_unreachable
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve import SolveOptions
 
@@ -22,6 +22,7 @@ DEFAULTS = SolveOptions()
 
 @inputs.reads_text
 def compress_verb(
+    call: typer.Context,
     checkpoint: inputs.CheckpointArgument,
     text: TextOptions,
     out: Annotated[Path | None, typer.Option("--out", help="The file to write.")] = None,
@@ -75,12 +76,14 @@ def compress_verb(
         refuse_unwritable(out, overwrite)
     source = inputs.open_source(checkpoint, model)
     if limit is not None and not dry:
-        refuse_unreachable(source, limit, rules=rules, solver=solver.value, code_bytes=code_bytes)
+        refuse_unreachable(source, limit, rules=rules, solver=solver.value, code_bytes=code_bytes, length=text.length)
+    if rules is not None and stats is None:
+        refuse_idle_rules(source, rules, text.length)
     with ExitStack() as stack:
         ranks, report = stack.enter_context(learn.ranks_and_bars(rank_timeout))
         unknown, settings = None, learning.settings()
         if stats is not None:
-            calibration, settings = learn.stored(stats, source)
+            calibration, settings = learn.stored(stats, source, call)
         else:
             learn.open_on(source, device)
             corpus = learning.open(source, checkpoint, report)
@@ -88,7 +91,7 @@ def compress_verb(
             if dry:
                 predicted = dry_run(
                     source, corpus, learning.batches(corpus), max_bytes=limit, rules=rules, solver=solver.value,
-                    code_bytes=code_bytes, length=text.length,
+                    code_bytes=code_bytes, length=text.length, memory=learning.limit(),
                 )  # fmt: skip
             elif offload and out is not None:
                 folder = stack.enter_context(learn.beside(out, ranks))
@@ -173,8 +176,9 @@ def print_dry_run(predicted: DryRun, limit: int | None, json: bool) -> None:
         ("bits per weight", f"{predicted.bpw:.3f}", ""),
         ("smallest file there can be, bytes", f"{predicted.smallest_bytes:,}", ""),
         ("memory of the process, bytes", f"{predicted.memory_bytes:,}", f"{predicted.available_bytes:,} there"),
-        (f"calibration on {predicted.tokens:,} tokens, minutes", f"{predicted.calibrate_seconds / 60:.1f}", ""),
-        ("allocating and solving, minutes", f"{predicted.solve_seconds / 60:.1f}", ""),
+        (f"calibration on {predicted.tokens:,} tokens, passes over them", f"{predicted.passes}", ""),
+        ("calibration", show.duration(predicted.calibrate_seconds), ""),
+        ("allocating and solving", show.duration(predicted.solve_seconds), ""),
     ]
     console = show.console(False)
     console.print(show.table("dry run: nothing is written", ("", "predicted", "limit"), rows))

@@ -5,6 +5,7 @@ tokenizer and its text then need no option.
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from enum import StrEnum
@@ -22,6 +23,9 @@ from quantgolf.errors import QuantGolfError
 
 DEMO, SELF = "demo", "self"
 DEMO_TEXT_BYTES = 200_000
+# Most tokens of a text of `--data self`, since a text of L costs L²/2: the default 32,768 tokens took the demo model
+# 14 minutes of one core in texts of 512.
+OWN_LENGTH = 128
 
 
 class Documents(StrEnum):
@@ -78,7 +82,7 @@ DataOption = Annotated[
     typer.Option(
         "--data",
         help="UTF-8 text, .jsonl or golf .bin shard, again for more; or the word demo; or self, to calibrate on text "
-        "that the model writes itself.",
+        f"that the model writes itself, in texts of at most {OWN_LENGTH} tokens.",
     ),
 ]
 DocumentsOption = Annotated[Documents, typer.Option("--documents", help="What a document is in plain text.")]
@@ -177,7 +181,8 @@ def open_text(
     own: OwnText | None = None,
 ) -> Corpus:
     """The text that --data names: files, or the word demo, which is also meant where `source` is and --data absent; or
-    the word self, where `own` is the model to write `max_tokens` of it in texts of `length`."""
+    the word self, where `own` is the model to write `max_tokens` of it, in texts of `length` but at most
+    `OWN_LENGTH`, so that dense windows run over several."""
     chosen = None if tokenizer is None else open_tokenizer(tokenizer)
     if chosen is None and (source == DEMO or data == [Path(DEMO)]):
         chosen = open_tokenizer(read_demo().tokenizer)
@@ -207,13 +212,15 @@ def _own_text(
     if bos and tokenizer.bos is None:
         raise QuantGolfError("the tokenizer has no BOS piece, expected one; pass --no-bos")
     return sample_corpus(
-        own.module, vocab_size=tokenizer.size, bos=tokenizer.bos if bos else None, tokens=max_tokens, length=length,
-        seed=own.seed, progress=own.progress,
+        own.module, vocab_size=tokenizer.size, bos=tokenizer.bos if bos else None, tokens=max_tokens,
+        length=min(length, OWN_LENGTH), seed=own.seed, progress=own.progress,
     )  # fmt: skip
 
 
 def open_device(name: str) -> torch.device:
-    """The device of that name, tried out."""
+    """The device of that name, tried out; of several processes each gets a GPU of its own."""
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).add_(1).item()

@@ -23,6 +23,7 @@ from quantgolf.types import Calibration, CodedModel
 
 @inputs.reads_text
 def inspect_verb(
+    call: typer.Context,
     file: Annotated[str, typer.Argument(metavar="FILE", help="A compressed file; with --capture a checkpoint.")],
     text: TextOptions,
     capture: Annotated[
@@ -51,7 +52,7 @@ def inspect_verb(
     if reference is not None:
         source = inputs.open_source(reference, model)
         if stats is not None:
-            calibration, _ = learn.stored(stats, source)
+            calibration, _ = learn.stored(stats, source, call)
         else:
             learn.open_on(source, device)
             with show.bars() as report:

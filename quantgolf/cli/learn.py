@@ -8,10 +8,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import torch
 import typer
-from click.core import ParameterSource
 
 from quantgolf.calibrate.store import read_calibration
 from quantgolf.checkpoint import Checkpoint
@@ -21,7 +19,7 @@ from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import batches_of, calibrate_to
 from quantgolf.compress.memory import available_bytes, resident_bytes
 from quantgolf.compress.pipeline import calibrate
-from quantgolf.data import Corpus
+from quantgolf.data import Corpus, refuse_misfit
 from quantgolf.errors import QuantGolfError
 from quantgolf.ranks import Ranks, joined
 from quantgolf.types import Calibration
@@ -65,8 +63,11 @@ class Learning:
         return self.text.open(name, self.tokens, Part.calibration, own)
 
     def batches(self, corpus: Corpus) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """As `batches_of`."""
-        return batches_of(corpus, tokens=self.tokens, length=self.text.length, context=self.text.context.value)
+        """As `batches_of`; window by window where memory is short."""
+        return batches_of(
+            corpus, tokens=self.tokens, length=self.text.length, context=self.text.context.value,
+            one_by_one=self.offload,
+        )  # fmt: skip
 
     def settings(self) -> dict[str, Any]:
         """What is kept with statistics."""
@@ -94,8 +95,10 @@ class Learning:
         self, folder: Path, source: Checkpoint, corpus: Corpus, ranks: Ranks, report: show.Report, overwrite: bool
     ) -> Calibration:
         """Statistics in a folder."""
+        batches = self.batches(corpus)
+        refuse_misfit(source.module, corpus, self.text.length, self.text.context.value, losses=True)
         return calibrate_to(
-            folder, source, self.batches(corpus), self.settings(), memory=self.limit(), overwrite=overwrite,
+            folder, source, batches, self.settings(), memory=self.limit(), overwrite=overwrite,
             ranks=ranks, progress=report,
         )  # fmt: skip
 
@@ -113,14 +116,14 @@ def beside(out: Path, ranks: Ranks) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def stored(folder: Path, source: Checkpoint) -> tuple[Calibration, dict[str, Any]]:
+def stored(folder: Path, source: Checkpoint, call: typer.Context) -> tuple[Calibration, dict[str, Any]]:
     """Statistics of an earlier run, which have to be of this checkpoint, and the settings they were made with.
 
     Raises:
         QuantGolfError: they are of another, or an option was given that they have decided already.
     """
-    context = click.get_current_context()
-    given = [name for name in DECIDED if context.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+    sources = {name: call.get_parameter_source(name) for name in DECIDED}
+    given = [name for name, origin in sources.items() if origin is not None and origin.name == "COMMANDLINE"]
     if given:
         options = ", ".join("--" + name.replace("_", "-") for name in given)
         raise QuantGolfError(f"{options} has no effect with --stats, expected neither or no --stats; leave one out")

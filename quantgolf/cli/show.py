@@ -59,6 +59,11 @@ def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str
     return grid
 
 
+def duration(seconds: float) -> str:
+    """`12 s`, or `3.4 min` from two minutes on."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
+
+
 def calibrated(settings: dict[str, Any], unknown: int | None = None) -> str:
     """What a model was calibrated on, in a sentence."""
     labels = {"sampled": "sampled from the model (the Fisher information)", "targets": "the text's own"}

@@ -4,7 +4,7 @@ from quantgolf.compress.dry_run import DryRun, dry_run
 from quantgolf.compress.look import look
 from quantgolf.compress.offload import calibrate_to
 from quantgolf.compress.pipeline import Compressed, batches_of, calibrate, compress
-from quantgolf.compress.refuse import refuse_unreachable
+from quantgolf.compress.refuse import refuse_idle_rules, refuse_unreachable
 
 __all__ = [
     "Compressed",
@@ -15,5 +15,6 @@ __all__ = [
     "compress",
     "dry_run",
     "look",
+    "refuse_idle_rules",
     "refuse_unreachable",
 ]

@@ -36,10 +36,10 @@ def fit(
     """
     known = {name: dict(choices) for name, choices in costs.items()}
     smallest = {name: min(choices, key=lambda bits: choices[bits].bytes) for name, choices in known.items()}
-    overhead, tightening, best = 0, 0, None
+    overhead, best = 0, None
     for _ in range(ROUNDS):
         try:
-            plan = allocate(known, max_bytes - overhead - tightening)
+            plan = allocate(known, max_bytes - overhead)
         except BudgetError:
             if best is not None:
                 break
@@ -51,15 +51,13 @@ def fit(
         changed = _correct(candidates, known, plan.bits, progress)
         codes = sum(known[name][bits].bytes for name, bits in plan.bits.items())
         size = size_of(plan.bits)
+        # Steps and header differ a little with the plan, so that this may have to be learned again.
         overhead = size - codes
         if size <= max_bytes:
             better = best is None or plan.predicted_loss < best.predicted_loss
             best = BitPlan(plan.bits, size, plan.predicted_loss) if better else best
             if not changed:
                 break
-        elif not changed:
-            # Everything is real and a few bytes are still too many: steps and header differ with the plan.
-            tightening += size - max_bytes
     if best is None:
         _correct(candidates, known, smallest)
         raise unreachable(max_bytes, size_of(smallest), smallest)

@@ -12,6 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from quantgolf.calibrate import collect, survey
+from quantgolf.calibrate.report import NEVER_USED
 from quantgolf.calibrate.store import Origin, Writer, read_calibration, text_digest
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.matrices import Matrices
@@ -88,23 +89,30 @@ def plan_groups(checkpoint: Checkpoint, batches: Sequence[tuple[Tensor, Tensor]]
     taken = held + rehearse(checkpoint.module, seen, batches[0]).activation_bytes
     room = int(memory * (1 - SPARE)) - taken
     sizes = sizes_by_parameter(Matrices(checkpoint, seen.blocks))
-    # What the first window did not meet may be met later; those go last, in a group of their own.
-    late = [report.name for report in seen.parameters if report.name not in sizes and report.status == "not seen"]
+    # What the first window did not meet may be met later; those go last, in a group of their own. What it met in a
+    # way that is not followed has most likely nothing to sum, and is worth no pass.
+    unseen = {report.name: report.why for report in seen.parameters if report.status == "not seen"}
+    late = [name for name, why in unseen.items() if why == NEVER_USED]
+    needs = {name: statistics_bytes(parts) for name, parts in sizes.items()}
+    largest = max(needs, key=needs.__getitem__, default=None)
+    if largest is not None and needs[largest] > room:
+        # Another run may start with a little more in memory than this one has.
+        enough = int((taken + needs[largest]) / (1 - 2 * SPARE))
+        raise QuantGolfError(
+            f"a memory of {memory:,} bytes is too small: the process takes {taken:,} with the activations of one "
+            f"batch, and the statistics of {largest} {needs[largest]:,}; give --memory {enough} or more, or a smaller "
+            "--length"
+        )
     groups: list[list[str]] = []
     used = room + 1
-    for name, parts in sizes.items():
-        need = statistics_bytes(parts)
-        if need > room:
-            raise QuantGolfError(
-                f"a memory of {memory:,} bytes is too small: the process takes {taken:,} with the activations of one "
-                f"batch, and the statistics of {name} {need:,}; give --memory {int((taken + need) / (1 - SPARE))} or "
-                "more, or a smaller --length"
-            )
+    for name, need in needs.items():
         if used + need > room:
             groups.append([])
             used = 0
         groups[-1].append(name)
         used += need
+    groups = groups or [[]]
+    groups[-1] += [name for name, why in unseen.items() if why != NEVER_USED]
     return [*groups, late] if late else groups
 
 

@@ -13,7 +13,7 @@ from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.assembly import Assembly
 from quantgolf.compress.budget import fit
 from quantgolf.compress.candidates import Candidates
-from quantgolf.compress.matrices import choose
+from quantgolf.compress.matrices import NOTHING_TO_QUANTIZE, choose
 from quantgolf.compress.refuse import refuse_unreachable
 from quantgolf.data import Context, Corpus, calibration_batches, refuse_misfit
 from quantgolf.errors import QuantGolfError
@@ -65,12 +65,15 @@ class Compressed:
 
 
 def batches_of(
-    text: Corpus, *, tokens: int = 32_768, length: int = 512, context: Context = "dense"
+    text: Corpus, *, tokens: int = 32_768, length: int = 512, context: Context = "dense", one_by_one: bool = False
 ) -> list[tuple[Tensor, Tensor]]:
-    """The batches `calibrate` runs: see `calibration_batches`. Their size depends on text and settings alone."""
-    return calibration_batches(
-        text, tokens, length, context, at_once=min(TOKENS_AT_ONCE, max(length, LOGITS_AT_ONCE // text.vocab_size))
-    )
+    """The batches `calibrate` runs: see `calibration_batches`. Their size depends on text and settings alone.
+
+    Args:
+        one_by_one: a batch for every window, where memory is short.
+    """
+    at_once = 1 if one_by_one else min(TOKENS_AT_ONCE, max(length, LOGITS_AT_ONCE // text.vocab_size))
+    return calibration_batches(text, tokens, length, context, at_once=at_once)
 
 
 def calibrate(
@@ -143,10 +146,7 @@ def compress(
         text = calibrate(checkpoint, text, ranks=ranks, progress=progress)
     matrices, kept = choose(checkpoint, text)
     if not matrices:
-        raise QuantGolfError(
-            "calibration saw no matrix that can be quantized, expected at least one: `quantgolf inspect --capture` "
-            "tells why each parameter is kept"
-        )
+        raise QuantGolfError(NOTHING_TO_QUANTIZE)
     candidates = Candidates(matrices, text.stats, solver, options or SolveOptions(), ranks)
     assembly = Assembly(checkpoint, candidates)
     chosen = None if rules is None else widths_by_hand(rules, matrices)

@@ -29,19 +29,20 @@ def refuse_unreachable(
     rules: Sequence[tuple[str, int]] | None = None,
     solver: Solver = "gptq",
     code_bytes: int = 0,
+    length: int = 512,
 ) -> None:
     """Refuses a budget that no widths (or not those of `rules`) can meet, within `MARGIN` of certainty.
 
     What lies within the margin is decided after calibration. Budgets so large that any codes fit cost no time.
 
-    Which matrices there are is learned from one forward pass of a few tokens; a parameter that it does not use counts
-    as one matrix.
+    Which matrices there are is learned from one forward pass of a few tokens, at most `length`; a parameter that it
+    does not use counts as one matrix.
 
     Raises:
         BudgetError: the smallest file takes more; `nearest` is a size that surely suffices.
         QuantGolfError: rules that do not fit the checkpoint's names.
     """
-    matrices, _ = choose(checkpoint, with_late_ones(look(checkpoint)))
+    matrices, _ = choose(checkpoint, with_late_ones(look(checkpoint, length=length)))
     bits = dict.fromkeys(matrices, WIDTHS[0]) if rules is None else widths_by_hand(rules, matrices)
     sizes = {name: matrices.size(name) for name in matrices}
     quantized: dict[str, int] = {}
@@ -58,6 +59,18 @@ def refuse_unreachable(
     size = len(Assembly(checkpoint, Candidates(matrices, stats, stand_in, SolveOptions())).file(bits))
     if code_bytes + size * (1 - MARGIN) > max_bytes:
         raise unreachable(max_bytes, code_bytes + int(size * (1 + MARGIN)), bits)
+
+
+def refuse_idle_rules(checkpoint: Checkpoint, rules: Sequence[tuple[str, int]], length: int = 512) -> None:
+    """Refuses widths by hand that do not fit the names, before calibration; where a few tokens do not meet everything,
+    names are not known yet and nothing is said.
+
+    Raises:
+        QuantGolfError: as `widths_by_hand`.
+    """
+    seen = look(checkpoint, length=length)
+    if with_late_ones(seen) == seen:
+        widths_by_hand(rules, choose(checkpoint, seen)[0])
 
 
 def with_late_ones(seen: Calibration) -> Calibration:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from quantgolf.calibrate import collect
+from quantgolf.compress.memory import growth_of
 from quantgolf.types import Calibration
 
 FP32 = 4
@@ -20,7 +21,8 @@ class Rehearsal:
 
     Attributes:
         seconds: forward and backward of one batch, without the statistics of any but one parameter.
-        activation_bytes: of tensors that live between forward and backward.
+        activation_bytes: that the process grew by; where the system does not tell, those of the tensors that autograd
+            keeps, with as much again for what is made of them.
     """
 
     seconds: float
@@ -33,15 +35,11 @@ def rehearse(model: nn.Module, seen: Calibration, batch: tuple[Tensor, Tensor]) 
     Args:
         seen: from `survey`.
     """
-    first = next(iter(seen.blocks.values())).parameter
+    first = [block.parameter for block in seen.blocks.values()][:1]
     started = time.monotonic()
     with _counted(model) as kept:
-        collect(model, [batch], only={first})
-    seconds = time.monotonic() - started
-    inputs = batch[0].numel()
-    # Logits in fp32, their softmax and their gradient live beside what is kept for backward.
-    logits = max((p.shape[0] for p in model.parameters() if p.ndim == 2), default=0) * inputs * FP32
-    return Rehearsal(seconds, sum(kept.values()) + 3 * logits)
+        grown = growth_of(lambda: collect(model, [batch], only=first))
+    return Rehearsal(time.monotonic() - started, grown or 2 * sum(kept.values()))
 
 
 def statistics_bytes(sizes: Sequence[tuple[int, int]]) -> int:

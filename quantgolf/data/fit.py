@@ -1,10 +1,11 @@
 """Whether a model can read a text at all, found out with one window before anything expensive runs."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from quantgolf.checkpoint.call import gives_logits, logits_of, loss_of, reading
 from quantgolf.data.corpus import Corpus
@@ -20,7 +21,7 @@ Found = TypeVar("Found")
 def refuse_misfit(
     model: nn.Module, text: Corpus, length: int, context: Context = "dense", *, losses: bool = False
 ) -> None:
-    """Runs one token and then the longest window of `text` through the model.
+    """Runs one token, where it can, and then the longest window of `text` through the model.
 
     Args:
         model: anything `checkpoint.call` understands.
@@ -39,9 +40,10 @@ def refuse_misfit(
         start, longest = int(lengths[: lengths.argmax()].sum()), int(lengths.max())
     whole = text.tokens[None, start : start + min(length + 1, longest)].to(next(model.parameters()).device)
     inputs, targets = (whole[:, :-1], whole[:, 1:]) if whole.shape[1] > 1 else (whole, whole)
-    one, first = torch.zeros_like(inputs[:, :1]), ("one token", "mend the module")
+    first = ("one token", "mend the module")
     window = (f"a window of {inputs.shape[1]} tokens", "give a smaller --length")
     with reading(model):
+        one = _fewest(model, torch.zeros_like(inputs))
         if losses and not _tried(lambda: gives_logits(model, one), *first):
             _tried(lambda: loss_of(model, inputs, targets), *window)
             return
@@ -52,6 +54,20 @@ def refuse_misfit(
                 "give the tokenizer the model was trained with"
             )
         _tried(lambda: logits_of(model, inputs, targets), *window)
+
+
+def _fewest(model: nn.Module, zeros: Tensor) -> Tensor:
+    """One token of `zeros` [1, L]; all where the model cannot do with one (a convolution needs its kernel's width)."""
+    one = zeros[:, :1]
+    try:
+        gives_logits(model, one)
+    except QuantGolfError:
+        return one
+    except Exception:  # whatever the user's own code raises
+        with suppress(Exception):
+            gives_logits(model, zeros)
+            return zeros
+    return one
 
 
 def _tried(call: Callable[[], Found], what: str, remedy: str) -> Found:

@@ -1,5 +1,8 @@
 """The grid of a row: symmetric levels ±(2^(bits-1) - 1) times one fp16 step, and the search for that step."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numba
 import numpy as np
 import torch
@@ -50,7 +53,8 @@ def searched_steps(weight: Tensor, bits: int, importance: Tensor) -> Tensor:
     largest = absmax_steps(weight, bits).float()
     steps = as_steps(largest[:, None] * torch.tensor(RATIOS))
     chosen = np.empty(len(weight), dtype=np.int64)
-    _search(_array(weight), _array(importance), steps.float().numpy(), top_level(bits), chosen)
+    with _threads_of_torch():
+        _search(_array(weight), _array(importance), steps.float().numpy(), top_level(bits), chosen)
     return steps.gather(1, torch.from_numpy(chosen)[:, None])[:, 0]
 
 
@@ -61,8 +65,26 @@ def rounded_costs(
     top = top_level(bits)
     counts = np.zeros((len(weight), 2 * top + 1), dtype=np.int32)
     losses = np.empty(len(weight))
-    _rounded_costs(_array(weight), step.float().numpy(), top, _array(importance), counts, losses)
+    with _threads_of_torch():
+        _rounded_costs(_array(weight), step.float().numpy(), top, _array(importance), counts, losses)
     return counts.sum(0, dtype=np.int64), losses
+
+
+@contextmanager
+def _threads_of_torch() -> Iterator[None]:
+    """As many threads as torch has, and torch keeps that number.
+
+    Numba's first parallel call sets OpenMP's number of threads, which is torch's too, to all cores. On two busy cores
+    that made a process with one thread 20 times slower, and its products differ from those before the call.
+    """
+    threads, mine = torch.get_num_threads(), numba.get_num_threads()
+    numba.set_num_threads(min(threads, mine))
+    try:
+        yield
+    finally:
+        numba.set_num_threads(mine)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:

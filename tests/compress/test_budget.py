@@ -45,6 +45,19 @@ def test_predictions_that_are_too_low_never_lead_over_the_budget() -> None:
     assert len(fake.solved) <= 14
 
 
+@pytest.mark.parametrize("wobble", [0, 7, 300])
+def test_what_is_predicted_exactly_still_has_to_leave_room_for_the_rest(wobble: int) -> None:
+    """Header, steps and kept tensors are learned from the first file, and may differ from plan to plan."""
+    exact = {(name, bits): bits * 1000 for name in "ab" for bits in range(2, 9)}
+    size = lambda bits: 5000 + wobble * (bits["a"] % 2) + sum(exact[item] for item in bits.items())  # noqa: E731
+    for limit in range(9500, 22_000, 777):
+        plan = fit(Fake(exact), costs("ab"), size, limit)  # type: ignore[arg-type]
+        assert size(plan.bits) == plan.predicted_bytes <= limit
+        every = [{"a": a, "b": b} for a in range(2, 9) for b in range(2, 9)]
+        best = min(4.0 ** -bits["a"] + 4.0 ** -bits["b"] for bits in every if size(bits) + wobble <= limit)
+        assert plan.predicted_loss <= best * (1 + 1e-9)
+
+
 def test_unreachable_budgets_name_the_smallest_size() -> None:
     real = {(name, bits): bits * 1200 for name in "ab" for bits in range(2, 9)}
     size = lambda bits: 100 + sum(real[name, b] for name, b in bits.items())  # noqa: E731

@@ -72,6 +72,23 @@ def test_modules_without_logits_are_refused(tokenizer: Tokenizer) -> None:
         refuse_misfit(nn.Linear(2, 2), text, 512)
 
 
+def test_models_that_need_some_context_get_it(tokenizer: Tokenizer) -> None:
+    class Wide(Table):
+        """As a convolution without padding."""
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            if tokens.shape[1] < 4:
+                raise RuntimeError("kernel size 4")
+            return super().forward(tokens)
+
+    text = corpus_from_texts(["abc " * 9], tokenizer)
+    refuse_misfit(Wide(1024), text, 4)
+    with pytest.raises(QuantGolfError, match="1,024 pieces and the model 7 logits"):
+        refuse_misfit(Wide(7), text, 4)
+    with pytest.raises(QuantGolfError, match=r"failed on one token \(RuntimeError: kernel size 4\)"):
+        refuse_misfit(Wide(1024), text, 3)
+
+
 def test_isolated_documents_ask_for_no_longer_windows_than_they_have(tokenizer: Tokenizer) -> None:
     text = corpus_from_texts(["a", "b", "a", "b"], tokenizer)
     assert text.lengths.max() == 2
