@@ -34,25 +34,27 @@ from quantgolf.compress import calibrate, compress
 from quantgolf.evaluate import difference, evaluate_against, kl_difference, kl_interval
 from quantgolf.runtime import load
 from quantgolf.solve import SolveOptions, prepare, solve
+from quantgolf.solve import Solver as Fixed
 from quantgolf.types import Calibration, EvalResult, Interval
 
 Row = dict[str, Any]
+FIXED_WIDTHS: tuple[Fixed, ...] = ("rtn", "gptq_lite", "gptq")
 Run = Iterator[tuple[str, nn.Module, int, float, int | None, float]]
 
 
 def at_fixed_width(source: Checkpoint, calibration: Calibration, bits: int) -> Run:
     """Every weight at the same width, nothing coded: method, module, bytes of packed codes, bits, no limit,
     predicted loss."""
-    for solver in Solver:
+    for solver in FIXED_WIDTHS:
         module, packed, loss = deepcopy(source.module), 0, 0.0
         targets = dict(weights(module))
         for name, known in calibration.stats.items():
-            tensor, report = solve(prepare(source.tensors[name].float(), known, solver.value, SolveOptions()), bits)
+            tensor, report = solve(prepare(source.tensors[name].float(), known, solver, SolveOptions()), bits)
             packed += tensor.codes.numel() * bits // 8
             loss += report.loss
             with torch.no_grad():
                 targets[name].copy_(tensor.dequantize())
-        yield solver.value, module, packed, float(bits), None, loss
+        yield solver, module, packed, float(bits), None, loss
 
 
 def at_equal_bytes(source: Checkpoint, calibration: Calibration, limit: int, folder: Path) -> Run:

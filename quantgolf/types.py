@@ -7,14 +7,21 @@ width of a code, `step` the distance between two neighbouring levels.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantgolf.coded import BlobHeader as BlobHeader
+from quantgolf.coded import CodedBlock as CodedBlock
+from quantgolf.coded import CodedModel as CodedModel
+from quantgolf.coded import CodedTensor as CodedTensor
 from quantgolf_kernels import dequantize
+
+# fp32 nearest to 2^0, 2^(1/4), 2^(1/2) and 2^(3/4); part of format version 0, to the bit.
+MANTISSAS = np.array([0x3F800000, 0x3F9837F0, 0x3FB504F3, 0x3FD744FD], dtype=np.uint32).view(np.float32)
 
 ROWS_AT_ONCE = 1 << 22  # numbers of a weight's error that are priced at once
 
@@ -150,22 +157,51 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Steps:
-    """Step of weight (i, j) is row[i] · column[j]; row [N] fp16 as stored, column [K] or None for ones."""
+    """Step of weight (i, j) is row[i] · column[j].
+
+    As stored: row [N] fp16 and no column, which stands for ones; of `Exponents`, row [N] and column [K] fp32.
+    """
 
     row: Tensor
     column: Tensor | None = None
 
 
 @dataclass(frozen=True)
-class QTensor:
-    """A quantized weight: codes [N, K] (int8 here; wider integers once codes go unclipped) times its steps.
+class Exponents:
+    """Steps as whole quarter octaves: that of weight (i, j) is about 2^((row[i] + column[j]) / 4).
 
-    `bits` is the width: codes lie in ±(2^(bits-1) - 1).
+    Attributes:
+        row: int16 [N].
+        column: int16 [K].
+        spread: standard deviation of the weights, about 2^(spread / 4); only the coder of levels uses it.
+    """
+
+    row: Tensor
+    column: Tensor
+    spread: int
+
+    def steps(self) -> Steps:
+        """The fp32 steps these stand for, the same bits on every machine; infinite where they overflow."""
+        return Steps(_power(self.row), _power(self.column))
+
+
+def _power(exponents: Tensor) -> Tensor:
+    # NumPy's ldexp rounds once; torch's multiplies by a power of two that may itself underflow.
+    e = exponents.detach().cpu().numpy().astype(np.int32)
+    with np.errstate(over="ignore", under="ignore"):
+        return torch.from_numpy(np.ldexp(MANTISSAS[e & 3], e >> 2))
+
+
+@dataclass(frozen=True)
+class QTensor:
+    """A quantized weight: codes [N, K] times its steps.
+
+    Of `bits` bits the codes are int8 within ±(2^(bits-1) - 1); with `bits` None they are int32 levels, unclipped.
     """
 
     codes: Tensor
     steps: Steps
-    bits: int
+    bits: int | None
 
     def dequantize(self) -> Tensor:
         """The weight these codes stand for, [N, K] fp32."""
@@ -175,11 +211,12 @@ class QTensor:
 
 @dataclass(frozen=True)
 class SolveReport:
-    """How one weight was solved. `loss` is the predicted rise in nats per token (`WeightStats.loss`)."""
+    """How one weight was solved. `loss` is the predicted rise in nats per token (`WeightStats.loss`); `bits` the width
+    of its codes, or with one slope their entropy."""
 
     name: str
     solver: str
-    bits: int
+    bits: float
     loss: float
     damp: float
     retries: int
@@ -193,66 +230,6 @@ class BitPlan:
     bits: dict[str, int]
     predicted_bytes: int
     predicted_loss: float
-
-
-@dataclass(frozen=True)
-class CodedBlock:
-    """Consecutive rows of a tensor that are coded alike.
-
-    Attributes:
-        rows: of the tensor seen as [R, C].
-        stored: spelling of the dtype the values are kept in; None for quantized rows.
-        bits: width of the codes; None for rows kept as they are.
-        codes: the coded codes of quantized rows, empty otherwise.
-        transposed: whether the codes are those of the rows' transpose, [N, K] = [C, rows].
-    """
-
-    rows: int
-    stored: str | None
-    bits: int | None
-    codes: bytes
-    transposed: bool = False
-
-
-@dataclass(frozen=True)
-class CodedTensor:
-    """One tensor of a file.
-
-    Attributes:
-        name: as in the checkpoint; `aliases` are further names of the same storage.
-        shape: of the checkpoint's tensor.
-        dtype: the checkpoint's, as safetensors spells it ("F16", "BF16", "F32", "I64", …).
-        lead: how many of its first dimensions are merged into the rows R of [R, C]; 0 makes it one row.
-        blocks: all its rows, in order. Kept whole, it is one block of lead 0.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    lead: int
-    blocks: tuple[CodedBlock, ...]
-    aliases: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class CodedModel:
-    """All tensors of a file in order, with the two streams they share: steps of rows, and small tensors."""
-
-    tensors: tuple[CodedTensor, ...]
-    steps: bytes
-    small: bytes
-
-
-@dataclass(frozen=True)
-class BlobHeader:
-    """What a file says of itself before its payloads: format version and the model it belongs to.
-
-    `model` describes how to rebuild the module ({"family": "golf", "config": {…}}), or is None where the user
-    has to bring the module along.
-    """
-
-    version: int
-    model: dict[str, Any] | None
 
 
 @dataclass(frozen=True)

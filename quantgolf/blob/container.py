@@ -34,8 +34,7 @@ def pack(coded: CodedModel, model: dict[str, Any] | None) -> bytes:
     if len(header) > MAX_HEADER_BYTES:
         raise FormatError(f"the header takes {len(header)} bytes, expected at most {MAX_HEADER_BYTES}; shorten names")
     packed = zstd.compress(header, WORDS)
-    streams = b"".join(block.codes for tensor in coded.tensors for block in tensor.blocks) + coded.steps + coded.small
-    body = varint(len(header)) + varint(len(packed)) + packed + streams
+    body = varint(len(header)) + varint(len(packed)) + packed + coded.streams()
     data = MAGIC + bytes([VERSION]) + varint(len(body) + DIGEST_BYTES) + body
     return data + _digest(data)
 

@@ -16,7 +16,7 @@ from quantgolf.errors import FormatError, QuantGolfError
 from quantgolf.types import CodedBlock, CodedModel, CodedTensor
 
 DTYPE_NAMES = tuple(DTYPES)
-CUT, TRANSPOSED, KEPT = 0x01, 0x40, 0x80
+CUT, LEVELS, TRANSPOSED, KEPT = 0x01, 0x09, 0x40, 0x80
 MAX_NAME_BYTES = 1 << 24
 
 # Part of format version 0, to the byte.
@@ -31,12 +31,15 @@ WORDS = (
 def write_header(coded: CodedModel, model: dict[str, Any] | None) -> bytes:
     """Model description, then columns over all tensors: names, shapes, dtypes, storage, cuts, and bytes of each stream.
 
+    A model with levels goes on with states and restart of its trellis and the bytes of its exponents and levels.
+
     Raises:
         QuantGolfError: a description JSON cannot hold, or a name UTF-8 cannot.
     """
     tensors = coded.tensors
     description = b"" if model is None else _to_json(model)
     lengths = [len(block.codes) for tensor in tensors for block in tensor.blocks if block.bits is not None]
+    levels = (coded.states, coded.restart, len(coded.exponents), len(coded.levels))
     return b"".join(
         [
             varint(len(description)),
@@ -49,6 +52,7 @@ def write_header(coded: CodedModel, model: dict[str, Any] | None) -> bytes:
             bytes(_storage(tensor.blocks[0]) if _is_whole(tensor) else CUT for tensor in tensors),
             *(_write_cut(tensor) for tensor in tensors if not _is_whole(tensor)),
             *map(varint, (*lengths, len(coded.steps), len(coded.small))),
+            *map(varint, levels if coded.has_levels else ()),
         ]
     )
 
@@ -74,8 +78,10 @@ def read_header(data: bytes, payload: Cursor) -> tuple[dict[str, Any] | None, Co
     cuts = [
         _read_cut(cursor) if kind == CUT else _whole(kind, shape) for kind, shape in zip(storage, shapes, strict=True)
     ]
-    lengths = [[cursor.varint() if kind < KEPT else 0 for kind in kinds] for _, _, kinds in cuts]
+    lengths = [[0 if kind >= KEPT or _is_levels(kind) else cursor.varint() for kind in kinds] for _, _, kinds in cuts]
     steps, small = cursor.varint(), cursor.varint()
+    leveled = any(_is_levels(kind) for _, _, kinds in cuts for kind in kinds)
+    states, restart, exponents, levels = [cursor.varint() if leveled else 0 for _ in range(4)]
     cursor.finish()
     tensors = []
     for (name, others), shape, dtype, (lead, rows, kinds), sizes in zip(
@@ -84,7 +90,8 @@ def read_header(data: bytes, payload: Cursor) -> tuple[dict[str, Any] | None, Co
         parts = zip(rows, kinds, sizes, strict=True)
         blocks = tuple(_block(row, kind, payload.take(size)) for row, kind, size in parts)
         tensors.append(CodedTensor(name, shape, dtype, lead, blocks, others))
-    return model, CodedModel(tuple(tensors), payload.take(steps), payload.take(small))
+    first, second, third, fourth = (payload.take(size) for size in (steps, small, exponents, levels))
+    return model, CodedModel(tuple(tensors), first, second, third, fourth, states, restart)
 
 
 def _front_coded(names: Iterable[str]) -> Iterator[bytes]:
@@ -121,17 +128,22 @@ def _names(cursor: Cursor) -> Iterator[str]:
 
 
 def _storage(block: CodedBlock) -> int:
-    """One byte: the width of the codes, + 64 if transposed, or 128 + the dtype that kept rows are stored in."""
+    """One byte: the width of the codes or 9 for levels, + 64 if transposed, or 128 + the dtype of kept rows."""
     if block.stored is not None:
         return KEPT | DTYPE_NAMES.index(block.stored)
-    return (block.bits or 0) | TRANSPOSED * block.transposed
+    return (LEVELS if block.levels else block.bits or 0) | TRANSPOSED * block.transposed
+
+
+def _is_levels(kind: int) -> bool:
+    return kind & ~TRANSPOSED == LEVELS
 
 
 def _block(rows: int, kind: int, codes: bytes) -> CodedBlock:
     """The block that has that storage byte."""
     if kind >= KEPT:
         return CodedBlock(rows, _dtype(kind - KEPT), None, codes)
-    return CodedBlock(rows, None, kind & ~TRANSPOSED, codes, bool(kind & TRANSPOSED))
+    bits = None if _is_levels(kind) else kind & ~TRANSPOSED
+    return CodedBlock(rows, None, bits, codes, bool(kind & TRANSPOSED), _is_levels(kind))
 
 
 def _is_whole(tensor: CodedTensor) -> bool:

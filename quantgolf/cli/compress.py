@@ -16,6 +16,7 @@ from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import Compressed, DryRun, compress, dry_run, refuse_idle_rules, refuse_unreachable
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve import SolveOptions
+from quantgolf.solve.trellis import Trellis
 
 DEFAULTS = SolveOptions()
 
@@ -39,6 +40,9 @@ def compress_verb(
         str | None, typer.Option("--bits", help="Widths by hand, 'mlp.*=5,attn.*=6,emb=7'; first match wins.")
     ] = None,
     solver: Annotated[Solver, typer.Option("--solver", help="How codes are chosen.")] = Solver.gptq,
+    states: Annotated[
+        int | None, typer.Option("--states", help="slope: states of the trellis quantizer, 1 for none; default: 8.")
+    ] = None,
     damp: Annotated[float, typer.Option("--damp", help="GPTQ: added to H, as a share of its mean diagonal.")] = (
         DEFAULTS.damp
     ),
@@ -66,6 +70,13 @@ def compress_verb(
     rules = None if bits is None else parse_bits(bits)
     options = SolveOptions(damp=damp, act_order=act_order, block_size=block_size)
     code_bytes = sum(size_of(path) for path in code or ())
+    if states is not None and solver is not Solver.slope:
+        raise QuantGolfError(
+            f"--states is the trellis' of --solver slope, and --solver is {solver.value}; leave one out"
+        )
+    trellis = Trellis() if states is None else Trellis(states)
+    if solver is Solver.slope and (limit is None or rules is not None):
+        raise QuantGolfError("--solver slope has no widths, expected --max-bytes and no --bits; leave --bits out")
     learning = Learning(text, tokens, seed, device, offload, memory)
     learning.limit()
     if dry and stats is not None:
@@ -101,7 +112,7 @@ def compress_verb(
         if not dry:
             result = compress(
                 source, calibration, max_bytes=limit, rules=rules, solver=solver.value, options=options,
-                code_bytes=code_bytes, ranks=ranks, progress=report,
+                trellis=trellis, code_bytes=code_bytes, ranks=ranks, progress=report,
             )  # fmt: skip
     if not ranks.writes:
         return
@@ -151,7 +162,7 @@ def summary(result: Compressed, out: Path, limit: int | None) -> dict[str, Any]:
 def print_summary(document: dict[str, Any]) -> None:
     console = show.console(False)
     rows = [
-        (name, str(w["bits"]), f"{w['loss']:.2e}", f"{w['damp']:g}", str(w["retries"]), str(w["dead_columns"]))
+        (name, f"{w['bits']:.4g}", f"{w['loss']:.2e}", f"{w['damp']:g}", str(w["retries"]), str(w["dead_columns"]))
         for name, w in document["weights"].items()
     ]
     columns = ("weight", "bits", "loss, nats/token", "damp", "retries", "dead columns")

@@ -43,7 +43,7 @@ def demo_verb(
     seed: inputs.SeedOption = 0,
     json: inputs.JsonOption = False,
 ) -> None:
-    """Compress the built-in model with three methods to one budget, and measure what each file is worth."""
+    """Compress the built-in model with four methods to one budget, and measure what each file is worth."""
     source = inputs.open_source(inputs.DEMO, None)
     limit = 2 * source.parameters // 5 if max_bytes is None else parse_size(max_bytes)
     for solver in Solver:

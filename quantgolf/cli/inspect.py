@@ -14,7 +14,7 @@ from quantgolf.cli.capture import document_of, print_capture
 from quantgolf.cli.inputs import TextOptions
 from quantgolf.cli.learn import Learning
 from quantgolf.compress import look
-from quantgolf.encode import block_bytes, matrix_shape, places, tensor_bytes
+from quantgolf.encode import block_bytes, matrix_shape, places
 from quantgolf.errors import QuantGolfError
 from quantgolf.ranks import Ranks
 from quantgolf.runtime import restore
@@ -60,13 +60,12 @@ def inspect_verb(
                 calibration = learning.learn(source, corpus, Ranks(), report)
         losses = weighted_errors(coded, source, calibration)
     tensors = rows_of(coded, file_bytes, losses)
-    streams = sum(spent.codes for spent in tensor_bytes(coded)) + len(coded.steps) + len(coded.small)
     document = {
         "file": file,
         "bytes": file_bytes,
         "version": header.version,
         "model": header.model,
-        "overhead_bytes": file_bytes - streams,
+        "overhead_bytes": file_bytes - len(coded.streams()),
         "tensors": tensors,
     }
     if json:
@@ -119,7 +118,7 @@ def rows_of(coded: CodedModel, file_bytes: int, losses: Mapping[str, float]) -> 
                 "transposed": block.transposed,
                 "dtype": tensor.dtype,
                 "aliases": list(tensor.aliases),
-                "bits": block.bits,
+                "bits": "levels" if block.levels else block.bits,
                 "stored": block.stored,
                 "code_bytes": spent.codes,
                 "step_bytes": spent.steps,
@@ -139,7 +138,7 @@ def print_table(document: dict[str, Any], weighted: bool) -> None:
             name,
             "×".join(map(str, t["shape"])),
             str(t["bits"] or t["stored"]),
-            f"{t['code_bytes']:,}",
+            f"{t['code_bytes']:,.0f}",
             f"{t['step_bytes']:,.0f}",
             f"{t['small_bytes']:,.0f}",
             f"{t['share']:.2%}",

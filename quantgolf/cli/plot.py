@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.transforms import offset_copy
 
-COLOURS = {"rtn": "#b3541e", "gptq_lite": "#7a6a00", "gptq": "#1f5fa8"}
+COLOURS = {"rtn": "#b3541e", "gptq_lite": "#7a6a00", "gptq": "#1f5fa8", "slope": "#2e7d32"}
 
 
 def plot_demo(document: dict[str, Any], path: Path) -> None:
@@ -44,6 +44,6 @@ def plot_demo(document: dict[str, Any], path: Path) -> None:
     axes.minorticks_off()
     axes.set_xlabel("file size")
     axes.set_ylabel("bits per byte (lower is better)")
-    axes.set_title("One model, one budget, three methods", loc="left")
+    axes.set_title("One model, one budget, four methods", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path)

@@ -3,8 +3,9 @@
 from quantgolf.compress.dry_run import DryRun, dry_run
 from quantgolf.compress.look import look
 from quantgolf.compress.offload import calibrate_to
-from quantgolf.compress.pipeline import Compressed, batches_of, calibrate, compress
+from quantgolf.compress.pipeline import batches_of, calibrate, compress
 from quantgolf.compress.refuse import refuse_idle_rules, refuse_unreachable
+from quantgolf.compress.result import Compressed
 
 __all__ = [
     "Compressed",

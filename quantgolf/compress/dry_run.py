@@ -4,6 +4,7 @@ small solve of every width of Hessian, memory from what is known to be held."""
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,9 +24,12 @@ from quantgolf.data import Corpus
 from quantgolf.encode import coded_bytes
 from quantgolf.errors import BudgetError, QuantGolfError
 from quantgolf.solve import WIDTHS, SolveOptions, Solver, predict, prepare, solve
-from quantgolf.types import WeightStats, WeightUse
+from quantgolf.solve.slope import prepare_slope, solve_slope
+from quantgolf.solve.trellis import Trellis
+from quantgolf.types import BitPlan, WeightStats, WeightUse
 
 SAMPLE = 24  # rows of a matrix that stand for all of it
+SLOPES = 4  # slopes that are solved, the first of them for its steps alone, on the demo and the golf model
 SOLVES = 1.5  # widths of a matrix that the budget loop solves, on the demo and the golf model
 
 
@@ -63,7 +67,7 @@ def dry_run(
     *,
     max_bytes: int | None = None,
     rules: Sequence[tuple[str, int]] | None = None,
-    solver: Solver = "gptq",
+    solver: Solver | Literal["slope"] = "gptq",
     code_bytes: int = 0,
     length: int = 512,
     memory: int | None = None,
@@ -91,7 +95,10 @@ def dry_run(
     costs = sampled_costs(matrices)
     fixed = _fixed_bytes(checkpoint, matrices) + code_bytes
     smallest = fixed + plan_of(costs, dict.fromkeys(costs, WIDTHS[0])).predicted_bytes
-    if rules is not None:
+    if solver == "slope":  # levels may take next to nothing, steps half a byte a row and a column
+        smallest = fixed + sum(rows + columns for rows, columns in sizes.values()) // 2
+        least, which = smallest, "next to no bits for the weights"
+    elif rules is not None:
         plan = plan_of(costs, widths_by_hand(rules, matrices))
         least, which = fixed + plan.predicted_bytes, "the widths given"
     else:
@@ -102,7 +109,9 @@ def dry_run(
             "give a larger --max-bytes or a smaller model",
             least,
         )
-    if rules is None and max_bytes is not None:
+    if solver == "slope" and max_bytes is not None:
+        plan = BitPlan({}, max_bytes - fixed, 0.0)
+    elif rules is None and max_bytes is not None:
         plan = allocate(costs, max_bytes - fixed)
     passes = 1 if memory is None else len(plan_groups(checkpoint, batches, memory))
     statistics = statistics_bytes(list(sizes.values()))
@@ -179,7 +188,7 @@ def _products_per_second() -> float:
     return 4 * 2 * 768**3 / (time.monotonic() - started)
 
 
-def _solve_seconds(sizes: Mapping[str, tuple[int, int]], solver: Solver) -> float:
+def _solve_seconds(sizes: Mapping[str, tuple[int, int]], solver: Solver | Literal["slope"]) -> float:
     """Time to price all widths and solve those the budget loop asks for, from a few rows of each number of columns."""
     total = 0.0
     for columns in {columns for _, columns in sizes.values()}:
@@ -187,6 +196,10 @@ def _solve_seconds(sizes: Mapping[str, tuple[int, int]], solver: Solver) -> floa
         inputs = torch.randn(2 * columns, columns)
         stats = WeightStats("sample", (WeightUse("linear", torch.ones(rows), inputs.T @ inputs, 1),), 1)
         weight = torch.randn(rows, columns)
+        if solver == "slope":
+            preparing, solving = _slope_seconds(weight, stats)
+            total += sum(SLOPES * (preparing + n / rows * solving) for n, k in sizes.values() if k == columns)
+            continue
         started = time.monotonic()
         prepared = prepare(weight, stats, solver, SolveOptions())
         preparing = time.monotonic() - started
@@ -202,3 +215,15 @@ def _solve_seconds(sizes: Mapping[str, tuple[int, int]], solver: Solver) -> floa
             if k == columns:
                 total += preparing * (1 + SOLVES) + n / rows * (pricing + SOLVES * solving)
     return total
+
+
+def _slope_seconds(weight: Tensor, stats: WeightStats) -> tuple[float, float]:
+    """Time to factor a Hessian, and to solve these rows at one slope."""
+    started = time.monotonic()
+    grid, factor = prepare_slope(weight, stats, SolveOptions())
+    preparing = time.monotonic() - started
+    row, column, _ = grid.powers(1.0)
+    solve_slope(weight, factor, row, column, Trellis())  # compiles
+    started = time.monotonic()
+    solve_slope(weight, factor, row, column, Trellis())
+    return preparing, time.monotonic() - started

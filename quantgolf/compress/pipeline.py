@@ -1,13 +1,12 @@
 """The entry points: from a checkpoint and text to the bytes of a file under the budget."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from typing import Literal
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from quantgolf.allocate import plan_of, widths_by_hand
-from quantgolf.blob import pack, write_blob
+from quantgolf.blob import pack
 from quantgolf.calibrate import collect
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.assembly import Assembly
@@ -15,53 +14,17 @@ from quantgolf.compress.budget import fit
 from quantgolf.compress.candidates import Candidates
 from quantgolf.compress.matrices import NOTHING_TO_QUANTIZE, choose
 from quantgolf.compress.refuse import refuse_unreachable
+from quantgolf.compress.result import Compressed, Progress, stage
+from quantgolf.compress.slope import compress_by_slope
 from quantgolf.data import Context, Corpus, calibration_batches, refuse_misfit
 from quantgolf.errors import QuantGolfError
 from quantgolf.ranks import Ranks
-from quantgolf.runtime import module_of
 from quantgolf.solve import WIDTHS, SolveOptions, Solver
-from quantgolf.types import BitPlan, BlobHeader, Calibration, CodedModel, SolveReport
+from quantgolf.solve.trellis import Trellis
+from quantgolf.types import BitPlan, Calibration
 
-Progress = Callable[[str, int, int], None]
 # Of a batch: logits are the largest tensor of a forward pass, and several of their size live at once.
 TOKENS_AT_ONCE, LOGITS_AT_ONCE = 4096, 1 << 23
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """A compressed model, still in memory.
-
-    Attributes:
-        data: the bytes of the file.
-        header, coded: what they hold.
-        plan: widths, bytes of the file, and the predicted rise of the loss.
-        reports: how each weight was solved.
-        kept: matrices and parts of them that are kept unquantized, and why.
-        code_bytes: raw bytes of the --code files that count towards the budget.
-        parameters: numbers in the checkpoint.
-    """
-
-    data: bytes
-    header: BlobHeader
-    coded: CodedModel
-    plan: BitPlan
-    reports: dict[str, SolveReport]
-    kept: dict[str, str]
-    code_bytes: int
-    parameters: int
-
-    @property
-    def bpw(self) -> float:
-        """Bits of the complete file per number of the checkpoint."""
-        return 8 * len(self.data) / self.parameters
-
-    def write(self, path: str | Path, overwrite: bool = False) -> None:
-        """Writes the file beside its place and renames it; see `write_blob`."""
-        write_blob(Path(path), self.data, overwrite=overwrite)
-
-    def module(self, model: nn.Module | str | Path | None = None) -> nn.Module:
-        """The working module, as `load` would return it from the written file."""
-        return module_of(self.header, self.coded, model)
 
 
 def batches_of(
@@ -114,8 +77,9 @@ def compress(
     *,
     max_bytes: int | None = None,
     rules: Sequence[tuple[str, int]] | None = None,
-    solver: Solver = "gptq",
+    solver: Solver | Literal["slope"] = "gptq",
     options: SolveOptions | None = None,
+    trellis: Trellis | None = None,
     code_bytes: int = 0,
     ranks: Ranks | None = None,
     progress: Progress | None = None,
@@ -128,8 +92,10 @@ def compress(
         max_bytes: limit of the complete file plus `code_bytes`. Without it `rules` have to be given.
         rules: widths by hand, pairs (pattern, width) as `parse_bits` returns them; without them the allocator
             chooses.
-        solver: "rtn", "gptq_lite" or "gptq".
+        solver: "rtn", "gptq_lite" or "gptq" at fixed widths; "slope" for steps from one slope, unclipped levels and no
+            widths at all.
         options: damping, column order and block size of GPTQ; None for the measured defaults.
+        trellis: of the slope's quantizer; None for 8 states.
         code_bytes: raw bytes of source files that count towards the budget.
         ranks: the processes that share the work; None for this one alone. All of them get the result.
         progress: called with (stage, done, total).
@@ -147,7 +113,17 @@ def compress(
     matrices, kept = choose(checkpoint, text)
     if not matrices:
         raise QuantGolfError(NOTHING_TO_QUANTIZE)
-    candidates = Candidates(matrices, text.stats, solver, options or SolveOptions(), ranks)
+    options = options or SolveOptions()
+    if solver == "slope":
+        if max_bytes is None or rules is not None:
+            raise QuantGolfError(
+                "one slope has a budget and no widths, expected max_bytes and no rules; leave --bits out"
+            )
+        return compress_by_slope(
+            checkpoint, matrices, kept, text.stats, max_bytes=max_bytes, options=options,
+            trellis=trellis or Trellis(), code_bytes=code_bytes, ranks=ranks, progress=progress,
+        )  # fmt: skip
+    candidates = Candidates(matrices, text.stats, solver, options, ranks)
     assembly = Assembly(checkpoint, candidates)
     chosen = None if rules is None else widths_by_hand(rules, matrices)
     widths = {name: WIDTHS if chosen is None else range(chosen[name], chosen[name] + 1) for name in matrices}
@@ -171,11 +147,6 @@ def compress(
         code_bytes=code_bytes,
         parameters=checkpoint.parameters,
     )
-
-
-def stage(progress: Progress | None, name: str) -> Callable[[int, int], None] | None:
-    """`progress` of one stage, called with (done, total)."""
-    return None if progress is None else lambda done, total: progress(name, done, total)
 
 
 def counter(

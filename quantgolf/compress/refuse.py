@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Literal
 
 import torch
 
@@ -14,6 +15,7 @@ from quantgolf.compress.budget import unreachable
 from quantgolf.compress.candidates import Candidates
 from quantgolf.compress.look import look
 from quantgolf.compress.matrices import FEWEST_COLUMNS, choose
+from quantgolf.errors import BudgetError
 from quantgolf.solve import WIDTHS, SolveOptions, Solver
 from quantgolf.types import Block, Calibration, WeightStats, WeightUse
 
@@ -27,7 +29,7 @@ def refuse_unreachable(
     max_bytes: int,
     *,
     rules: Sequence[tuple[str, int]] | None = None,
-    solver: Solver = "gptq",
+    solver: Solver | Literal["slope"] = "gptq",
     code_bytes: int = 0,
     length: int = 512,
 ) -> None:
@@ -49,9 +51,19 @@ def refuse_unreachable(
     for name, (rows, columns) in sizes.items():
         parameter = matrices.blocks[name].parameter
         quantized[parameter] = quantized.get(parameter, 0) + rows * columns
+    if solver == "slope":  # levels may take next to nothing: what is left is known when the first file is made
+        bits = dict.fromkeys(matrices, 0)
     whole = sum(t.nbytes - quantized.get(name, 0) * t.element_size() for name, t in checkpoint.tensors.items())
     packed = sum(rows * columns * bits[name] for name, (rows, columns) in sizes.items()) // 8
     if max_bytes >= code_bytes + whole + packed + sum(4 * rows for rows, _ in sizes.values()) + 4096:
+        return
+    if solver == "slope":
+        least = code_bytes + whole // 2 + sum(rows // 2 for rows, _ in sizes.values())
+        if max_bytes < least:
+            raise BudgetError(
+                f"budget of {max_bytes:,} bytes cannot be met: code and what is kept take {least:,} or more; give a "
+                "larger --max-bytes or a smaller model", least,
+            )  # fmt: skip
         return
     stats = {name: uniform(name, *size) for name, size in sizes.items()}
     # GPTQ chooses its clips as GPTQ-lite does where all columns count alike.

@@ -1,7 +1,7 @@
 """Text that the model writes itself, to calibrate on where there is none.
 
-In Parameter Golf, calibrating on 131k such tokens at temperature 0.8 cost 0.0003 BPB against validation text, random
-tokens 0.0020.
+Drawn at temperature 1 it is as good as real text: 2.5% less KL on the golf model and 15% less on the demo, where
+temperature 0.8 gives 9% more and 7% less, random tokens 58% and 26% more (`benchmarks/calibration_text.py`).
 """
 
 import inspect
@@ -24,7 +24,7 @@ def sample_corpus(
     bos: int | None,
     tokens: int,
     length: int,
-    temperature: float = 0.8,
+    temperature: float = 1.0,
     seed: int = 0,
     batch: int = 8,
     progress: Callable[[int, int], None] | None = None,

@@ -2,6 +2,7 @@
 
 from quantgolf.encode.check import MAX_DECODED_BYTES, check_model
 from quantgolf.encode.dtypes import DTYPES
+from quantgolf.encode.leveled import Leveled
 from quantgolf.encode.model import Entry, Quantized, Spent, block_bytes, decode_model, encode_model, tensor_bytes
 from quantgolf.encode.place import matrix_shape, places
 from quantgolf.encode.stream import coded_bytes, decode_codes, decode_stream, encode_codes, encode_stream
@@ -10,6 +11,7 @@ __all__ = [
     "DTYPES",
     "MAX_DECODED_BYTES",
     "Entry",
+    "Leveled",
     "Quantized",
     "Spent",
     "block_bytes",

@@ -6,9 +6,12 @@ from collections.abc import Iterable
 from quantgolf.encode.dtypes import DTYPES, NARROWER
 from quantgolf.encode.place import rows_and_columns
 from quantgolf.errors import FormatError
+from quantgolf.solve.trellis import CODES
 from quantgolf.types import CodedBlock, CodedModel, CodedTensor
 
 WIDTHS = range(2, 9)
+STATES = (1, *CODES)
+LARGEST_RESTART = 1 << 20
 MOST_DIMENSIONS = 16
 MAX_DECODED_BYTES = 64 * 2**30
 
@@ -19,6 +22,7 @@ def check_model(coded: CodedModel, max_decoded_bytes: int = MAX_DECODED_BYTES) -
     Raises:
         FormatError: the first fault found, by the tensor's name.
     """
+    _check_trellis(coded)
     seen: set[str] = set()
     decoded = 0
     for tensor in coded.tensors:
@@ -34,6 +38,18 @@ def check_model(coded: CodedModel, max_decoded_bytes: int = MAX_DECODED_BYTES) -
                 f"{tensor.name} of shape {list(tensor.shape)} brings the model to {decoded:,} decoded bytes, expected "
                 f"at most {max_decoded_bytes:,}; raise max_decoded_bytes if you trust the file"
             )
+
+
+def _check_trellis(coded: CodedModel) -> None:
+    if coded.has_levels:
+        _expect("the model", "a trellis with states", coded.states, STATES)
+        if not 1 <= coded.restart <= LARGEST_RESTART:
+            raise FormatError(f"the trellis restarts after {coded.restart} rows, expected 1 to {LARGEST_RESTART}")
+    elif coded.levels or coded.exponents or coded.states or coded.restart:
+        raise FormatError(
+            f"the model has {len(coded.levels)} bytes of levels, {len(coded.exponents)} of exponents and a trellis of "
+            f"{coded.states} states and restart {coded.restart}, but no matrix of levels; expected none of them"
+        )
 
 
 def _check_tensor(tensor: CodedTensor) -> None:
@@ -59,6 +75,15 @@ def _check_tensor(tensor: CodedTensor) -> None:
 
 def _check_block(tensor: CodedTensor, block: CodedBlock) -> None:
     name = tensor.name
+    if block.levels:
+        if block.bits is not None or block.stored is not None or block.codes:
+            raise FormatError(
+                f"{name} has rows of levels, {block.bits} bits, stored dtype {block.stored} and {len(block.codes)} "
+                "bytes of codes, expected no bits, no stored dtype and no codes"
+            )
+        if not DTYPES[tensor.dtype].is_floating_point:
+            raise FormatError(f"{name} has rows of levels and dtype {tensor.dtype}, expected a floating point tensor")
+        return
     if block.bits is None:
         _expect(name, "stored dtype", block.stored, [tensor.dtype, *NARROWER.get(tensor.dtype, ())])
         if block.codes or block.transposed:

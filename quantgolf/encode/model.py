@@ -1,4 +1,5 @@
-"""A whole model as coded streams: one for each matrix's codes, one shared by all steps, one by all small tensors.
+"""A whole model as coded streams: one for each matrix's codes, one shared by all steps, one by all small tensors;
+for matrices on the one-slope grid one shared by all levels and one by all exponents.
 
 A tensor may hold several matrices, so it is cut into blocks of rows, each coded or kept on its own. Steps and small
 tensors share a stream because one at a time they are too short to learn a table from. Both are split into byte
@@ -16,10 +17,12 @@ from torch import Tensor
 
 from quantgolf.encode.check import check_model
 from quantgolf.encode.dtypes import DTYPES, dtype_name, from_bytes, stored_name, to_bytes
+from quantgolf.encode.leveled import Leveled, check_leveled, decode_leveled, encode_leveled
 from quantgolf.encode.place import matrix_shape, places, rows_and_columns
 from quantgolf.encode.stream import decode_codes, decode_stream, encode_stream
 from quantgolf.encode.varint import DAMAGED, Cursor, varint
 from quantgolf.errors import FormatError, QuantGolfError
+from quantgolf.solve.trellis import Trellis
 from quantgolf.types import Block, CodedBlock, CodedModel, CodedTensor, QTensor, Steps
 
 ITEM_SIZES = (1, 2, 4, 8)
@@ -49,51 +52,72 @@ class Entry:
     Attributes:
         name: as in the checkpoint; `aliases` are further names of the same storage.
         original: the checkpoint's tensor. Its shape and dtype travel, and the values of rows not in `quantized`.
-        quantized: the matrices in it that codes stand for, in any order; all merge as many dimensions.
+        quantized: the matrices in it that codes or levels stand for, in any order; all merge as many dimensions.
     """
 
     name: str
     original: Tensor
-    quantized: tuple[Quantized, ...] = ()
+    quantized: tuple[Quantized | Leveled, ...] = ()
     aliases: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Spent:
-    """Bytes of a file that a tensor or a block answers for; of the shared streams its share by number of values."""
+    """Bytes of a file that a tensor or a block answers for; of the shared streams its share by number of values.
 
-    codes: int
+    Attributes:
+        codes: of fixed-width codes, or the share of the stream of levels.
+        steps: the share of fp16 steps, or of exponents.
+        small: the share of small tensors.
+    """
+
+    codes: float
     steps: float
     small: float
 
 
-def encode_model(entries: Sequence[Entry]) -> CodedModel:
+def encode_model(entries: Sequence[Entry], trellis: Trellis | None = None) -> CodedModel:
     """Puts tensors together in the order given. Codes are taken as they are: they are checked when decoded.
 
+    Args:
+        entries: all tensors of the file.
+        trellis: what the levels of `Leveled` matrices were quantized with; of no effect where there are none.
+
     Raises:
-        QuantGolfError: blocks that overlap or leave their tensor, steps that do not fit, a dtype the format does
-            not know, or names used twice.
+        QuantGolfError: blocks that overlap or leave their tensor, steps that do not fit, levels without a trellis or
+            that it does not allow, a dtype the format does not know, or names used twice.
     """
     tensors: list[CodedTensor] = []
     steps: list[NDArray[np.uint8]] = []
+    leveled: list[tuple[str, Leveled]] = []
     small: dict[int, list[NDArray[np.uint8]]] = {size: [] for size in ITEM_SIZES}
     for entry in entries:
         shape, dtype = tuple(entry.original.shape), dtype_name(entry.original.dtype, entry.name)
         lead = entry.quantized[0].block.lead if entry.quantized else 0
         rows = entry.original.reshape(rows_and_columns(shape, lead))
         blocks = []
-        for start, stop, quantized in _cut(entry, lead, len(rows)):
-            if quantized is None:
+        for start, stop, part in _cut(entry, lead, len(rows)):
+            if part is None:
                 stored = stored_name(rows[start:stop], dtype)
                 small[DTYPES[stored].itemsize].append(to_bytes(rows[start:stop].to(DTYPES[stored])))
                 blocks.append(CodedBlock(stop - start, stored, None, b""))
+                continue
+            name, matrix, transposed = part.block.name(shape), matrix_shape(shape, part.block), part.block.transposed
+            if isinstance(part, Leveled):
+                check_leveled(name, part, matrix)
+                leveled.append((name, part))
+                blocks.append(CodedBlock(stop - start, None, None, b"", transposed, levels=True))
             else:
-                _check_steps(quantized.block.name(shape), quantized.row, matrix_shape(shape, quantized.block)[0])
-                steps.append(to_bytes(quantized.row))
-                transposed = quantized.block.transposed
-                blocks.append(CodedBlock(stop - start, None, quantized.bits, quantized.codes, transposed))
+                _check_steps(name, part.row, matrix[0])
+                steps.append(to_bytes(part.row))
+                blocks.append(CodedBlock(stop - start, None, part.bits, part.codes, transposed))
         tensors.append(CodedTensor(entry.name, shape, dtype, lead, tuple(blocks), entry.aliases))
     coded = CodedModel(tuple(tensors), _encode_planes(steps), b"".join(map(_encode_planes, small.values())))
+    if leveled:
+        if trellis is None:
+            raise QuantGolfError(f"{leveled[0][0]} has levels, expected the trellis they were quantized with; give it")
+        streams = encode_leveled(leveled, trellis)
+        coded = CodedModel(coded.tensors, coded.steps, coded.small, *streams, trellis.states, trellis.restart)
     check_model(coded)
     return coded
 
@@ -102,31 +126,41 @@ def decode_model(coded: CodedModel) -> Iterator[tuple[Block, QTensor | Tensor]]:
     """Every block of every tensor in the file's order: its place, and what stands there.
 
     Quantized rows come as codes and steps of their matrix [N, K], decoded when asked for, so that the codes of a
-    model are never all in memory unless they are kept. Other rows come as [rows, C] in the checkpoint's dtype.
+    model are never all in memory unless they are kept. Levels lie in one stream and are decoded together, when the
+    first matrix of them is asked for; they come as int32 codes of no width. Other rows come as [rows, C] in the
+    checkpoint's dtype.
 
     Raises:
         FormatError: streams that do not fit the shapes, or that no `encode_model` can have written; those of codes
-            as they are decoded.
+            and levels as they are decoded.
     """
     check_model(coded)
     laid = [(tensor, block, place) for tensor in coded.tensors for block, place in _laid(tensor)]
     cursor = Cursor(coded.steps, "the stream of steps")
-    rows = [_step_count(*each) for each in laid if each[1].bits is not None]
+    rows = [matrix_shape(t.shape, place)[0] for t, block, place in laid if block.bits is not None]
     steps = iter(_decode_planes(cursor, rows, 2))
     cursor.finish()
+    frames = [(place.name(t.shape), matrix_shape(t.shape, place)) for t, block, place in laid if block.levels]
+    leveled = decode_leveled(coded, frames)
     kept = iter(_decode_kept(coded))
-    return _decode_blocks(laid, steps, kept)
+    return _decode_blocks(laid, steps, leveled, kept)
 
 
 def block_bytes(coded: CodedModel) -> tuple[tuple[Spent, ...], ...]:
-    """What each block of each tensor of a coded model costs, in its order; together the bytes of all streams."""
-    rows = [[_step_count(t, block, place) for block, place in _laid(t)] for t in coded.tensors]
-    kept = [[_kept_bytes(t, block) for block in t.blocks] for t in coded.tensors]
-    step, small = len(coded.steps) / max(1, sum(map(sum, rows))), len(coded.small) / max(1, sum(map(sum, kept)))
-    return tuple(
-        tuple(Spent(len(block.codes), n * step, size * small) for block, n, size in zip(t.blocks, *parts, strict=True))
-        for t, *parts in zip(coded.tensors, rows, kept, strict=True)
-    )
+    """What each block of each tensor of a coded model costs, in its order; together the bytes of all streams.
+
+    Shares go by rows of steps, by rows and columns of exponents, by weights of levels and by bytes of small values.
+    """
+    counts = [[_counts(t, block, place) for block, place in _laid(t)] for t in coded.tensors]
+    streams = [coded.steps, coded.exponents, coded.levels, coded.small]
+    totals = np.array([each for blocks in counts for each in blocks], dtype=np.float64).reshape(-1, 4).sum(axis=0)
+    rates = np.array([len(stream) for stream in streams]) / np.maximum(totals, 1)
+    found = []
+    for tensor, blocks in zip(coded.tensors, counts, strict=True):
+        spent = (np.array(blocks, dtype=np.float64).reshape(-1, 4) * rates).tolist()
+        pairs = zip(tensor.blocks, spent, strict=True)
+        found.append(tuple(Spent(v if b.levels else len(b.codes), r + e, s) for b, (r, e, v, s) in pairs))
+    return tuple(found)
 
 
 def tensor_bytes(coded: CodedModel) -> tuple[Spent, ...]:
@@ -137,7 +171,7 @@ def tensor_bytes(coded: CodedModel) -> tuple[Spent, ...]:
     )
 
 
-def _cut(entry: Entry, lead: int, rows: int) -> Iterator[tuple[int, int, Quantized | None]]:
+def _cut(entry: Entry, lead: int, rows: int) -> Iterator[tuple[int, int, Quantized | Leveled | None]]:
     """First row, row after the last, and the matrix there, for all `rows` of a tensor in order."""
     at = 0
     for quantized in sorted(entry.quantized, key=lambda quantized: quantized.block.start):
@@ -159,20 +193,24 @@ def _laid(tensor: CodedTensor) -> Iterator[tuple[CodedBlock, Block]]:
     return zip(tensor.blocks, places(tensor), strict=True)
 
 
-def _step_count(tensor: CodedTensor, block: CodedBlock, place: Block) -> int:
-    return 0 if block.bits is None else matrix_shape(tensor.shape, place)[0]
-
-
-def _kept_bytes(tensor: CodedTensor, block: CodedBlock) -> int:
-    columns = rows_and_columns(tensor.shape, tensor.lead)[1]
-    return 0 if block.stored is None else block.rows * columns * DTYPES[block.stored].itemsize
+def _counts(tensor: CodedTensor, block: CodedBlock, place: Block) -> tuple[int, int, int, int]:
+    """Rows of steps, rows and columns of exponents, levels, and bytes of small values."""
+    rows, columns = matrix_shape(tensor.shape, place)
+    if block.stored is not None:
+        return 0, 0, 0, rows * columns * DTYPES[block.stored].itemsize
+    return (0, rows + columns, rows * columns, 0) if block.levels else (rows, 0, 0, 0)
 
 
 def _decode_blocks(
-    laid: list[tuple[CodedTensor, CodedBlock, Block]], steps: Iterator[NDArray[np.uint8]], kept: Iterator[Tensor]
+    laid: list[tuple[CodedTensor, CodedBlock, Block]],
+    steps: Iterator[NDArray[np.uint8]],
+    leveled: Iterator[QTensor],
+    kept: Iterator[Tensor],
 ) -> Iterator[tuple[Block, QTensor | Tensor]]:
     for tensor, block, place in laid:
-        if block.bits is None:
+        if block.levels:
+            yield place, next(leveled)
+        elif block.bits is None:
             yield place, next(kept)
         else:
             yield place, _decode_block(tensor, block.bits, block.codes, place, next(steps))

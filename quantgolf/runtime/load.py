@@ -64,7 +64,7 @@ def restore(coded: CodedModel) -> dict[str, Tensor]:
 
     Tensors with quantized rows are fp32, as codes define them, their other rows rounded to it (only float64 can
     lose by that); tensors that were kept whole have the checkpoint's dtype. Codes are decoded and dropped one matrix
-    at a time.
+    at a time; levels, which are one stream, are all decoded with the first of them.
 
     Raises:
         FormatError: streams that do not fit their tensors.
@@ -82,7 +82,7 @@ def _assemble(entry: CodedTensor, decoded: Iterable[tuple[Block, QTensor | Tenso
     if len(entry.blocks) == 1 and not entry.blocks[0].transposed:
         ((_, part),) = decoded
         return _values(part).reshape(entry.shape)
-    quantized = any(block.bits is not None for block in entry.blocks)
+    quantized = any(block.stored is None for block in entry.blocks)
     whole = torch.empty(entry.shape, dtype=torch.float32 if quantized else DTYPES[entry.dtype])
     for place, part in decoded:
         place.matrix(whole).copy_(_values(part))

@@ -1,12 +1,14 @@
 """The file as bytes: it returns, it stays the same for ever, and no change to it goes unnoticed."""
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,13 +17,15 @@ from hypothesis import strategies as st
 from quantgolf.blob import MAGIC, pack, parse
 from quantgolf.blob.container import check_envelope
 from quantgolf.blob.header import WORDS, write_header
-from quantgolf.encode import Entry, Quantized, encode_codes, encode_model, zstd
+from quantgolf.encode import Entry, Leveled, Quantized, encode_codes, encode_model, zstd
 from quantgolf.encode.varint import varint
 from quantgolf.errors import FormatError, QuantGolfError
 from quantgolf.runtime import restore
-from quantgolf.types import Block, CodedBlock, CodedModel, CodedTensor
+from quantgolf.solve.trellis import Trellis
+from quantgolf.types import Block, CodedBlock, CodedModel, CodedTensor, Exponents
 
 GOLDEN = Path(__file__).parent / "golden_v0.qg"
+GOLDEN_LEVELS = GOLDEN.with_stem("golden_levels_v0")
 DESCRIPTION = {"family": "golf", "config": {"dim": 8}}
 
 
@@ -51,6 +55,35 @@ def small_model() -> CodedModel:
     )
 
 
+@cache
+def leveled_model() -> CodedModel:
+    """Levels beside codes: a whole matrix, a transposed one, a bank with a slice of codes and one that stays."""
+    trellis = Trellis(8, 4)
+
+    def leveled(name: str, lead: int, start: int, stop: int, n: int, k: int, transposed: bool = False) -> Leveled:
+        targets = (torch.arange(n * k).reshape(n, k) * 37 % 101 - 50).double().numpy() / 8
+        targets[-1, -1] = 400.0
+        levels = np.stack([trellis.quantize(targets[:, j]) for j in range(k)], axis=1)
+        row, column = torch.arange(n).short() * 3 % 7 - 30, torch.arange(k).short() * 5 % 9 + 2
+        return Leveled(
+            Block(name, lead, start, stop, transposed), Exponents(row, column, -21), torch.from_numpy(levels)
+        )
+
+    codes = encode_codes((torch.arange(96) % 15 - 7).to(torch.int8).reshape(6, 16))
+    bank = (
+        leveled("bank", 2, 0, 6, 6, 16),
+        Quantized(Block("bank", 2, 6, 12), torch.linspace(0.01, 0.02, 6).half(), 4, codes),
+        leveled("bank", 2, 18, 24, 16, 6, transposed=True),
+    )
+    entries = [
+        Entry("emb.weight", torch.zeros(20, 8).half(), (leveled("emb.weight", 1, 0, 20, 20, 8),), ("head.weight",)),
+        Entry("gain", torch.linspace(0.5, 1.5, 16)),
+        Entry("bank", torch.arange(384).reshape(4, 6, 16) / 8, bank),
+        Entry("c_fc.weight", torch.zeros(5, 9), (leveled("c_fc.weight", 1, 0, 5, 9, 5, transposed=True),)),
+    ]
+    return encode_model(entries, trellis)
+
+
 def with_checksum(content: bytes) -> bytes:
     return content + blake2b(content, digest_size=8).digest()
 
@@ -62,8 +95,9 @@ def container(header: bytes, streams: bytes = b"", size: int | None = None) -> b
     return with_checksum(MAGIC + b"\0" + varint(len(body) + 8) + body)
 
 
-def test_files_return() -> None:
-    coded = small_model()
+@pytest.mark.parametrize("make", [small_model, leveled_model])
+def test_files_return(make: Callable[[], CodedModel]) -> None:
+    coded = make()
     for model in (DESCRIPTION, None):
         data = pack(coded, model)
         header, back = parse(data)
@@ -71,19 +105,21 @@ def test_files_return() -> None:
         assert pack(back, header.model) == data
 
 
-def test_golden_file_reads_for_ever() -> None:
+@pytest.mark.parametrize(("golden", "make"), [(GOLDEN, small_model), (GOLDEN_LEVELS, leveled_model)])
+def test_golden_file_reads_for_ever(golden: Path, make: Callable[[], CodedModel]) -> None:
     """The bytes of this file have to parse to the same tensors, and to be written again."""
-    data = GOLDEN.read_bytes()
+    data = golden.read_bytes()
     header, coded = parse(data)
     assert header.model == DESCRIPTION
-    assert coded == small_model()
-    assert pack(small_model(), DESCRIPTION) == data
-    expected = json.loads(GOLDEN.with_suffix(".json").read_text())
+    assert coded == make()
+    assert pack(make(), DESCRIPTION) == data
+    expected = json.loads(golden.with_suffix(".json").read_text())
     assert {name: tensor.double().flatten().tolist() for name, tensor in restore(coded).items()} == expected
 
 
-def test_every_changed_byte_is_noticed() -> None:
-    data = pack(small_model(), DESCRIPTION)
+@pytest.mark.parametrize("make", [small_model, leveled_model])
+def test_every_changed_byte_is_noticed(make: Callable[[], CodedModel]) -> None:
+    data = pack(make(), DESCRIPTION)
     for position in range(len(data)):
         for value in {0, 255, data[position] ^ 1, data[position] ^ 128, (data[position] + 1) % 256} - {data[position]}:
             with pytest.raises(FormatError):
@@ -106,27 +142,30 @@ def test_hostile_headers_with_a_good_checksum_end_in_an_error_or_a_model(header:
         parse(container(header))
 
 
-@given(st.data())
-@settings(deadline=None, max_examples=300)
-def test_changed_headers_with_a_good_checksum_end_in_an_error_or_a_model(data: st.DataObject) -> None:
+@given(st.data(), st.sampled_from([small_model, leveled_model]))
+@settings(deadline=None, max_examples=400)
+def test_changed_headers_with_a_good_checksum_end_in_an_error_or_a_model(
+    data: st.DataObject, make: Callable[[], CodedModel]
+) -> None:
     """Headers that are nearly right get further than noise: one to three bytes of the unpacked header change."""
-    coded = small_model()
+    coded = make()
     header = bytearray(write_header(coded, DESCRIPTION))
     for position in data.draw(st.lists(st.integers(0, len(header) - 1), min_size=1, max_size=3)):
         header[position] = data.draw(st.integers(0, 255))
-    streams = b"".join(block.codes for tensor in coded.tensors for block in tensor.blocks) + coded.steps + coded.small
     with suppress(FormatError):
-        _, changed = parse(container(bytes(header), streams), max_decoded_bytes=10**6)
+        _, changed = parse(container(bytes(header), coded.streams()), max_decoded_bytes=10**6)
         restored = restore(changed)
         assert {t.name: t.shape for t in changed.tensors} == {t.name: restored[t.name].shape for t in changed.tensors}
         assert parse(pack(changed, None))[1] == changed
 
 
-@given(st.integers(0, 10**6), st.integers(0, 255))
-@settings(deadline=None, max_examples=300)
-def test_changed_bytes_with_a_mended_checksum_end_in_an_error_or_a_model(position: int, value: int) -> None:
+@given(st.integers(0, 10**6), st.integers(0, 255), st.sampled_from([small_model, leveled_model]))
+@settings(deadline=None, max_examples=400)
+def test_changed_bytes_with_a_mended_checksum_end_in_an_error_or_a_model(
+    position: int, value: int, make: Callable[[], CodedModel]
+) -> None:
     """A forger can mend the checksum; nothing but FormatError may come of it."""
-    content = bytearray(pack(small_model(), DESCRIPTION)[:-8])
+    content = bytearray(pack(make(), DESCRIPTION)[:-8])
     content[position % len(content)] = value
     try:
         _, coded = parse(with_checksum(bytes(content)))
@@ -169,6 +208,40 @@ def test_headers_of_cut_tensors_are_laid_out_as_written() -> None:
     assert parse(container(header))[1] == coded
 
 
+def test_headers_with_levels_are_laid_out_as_written() -> None:
+    blocks = (
+        CodedBlock(3, None, None, b"", transposed=True, levels=True),
+        CodedBlock(1, None, 4, b"abc"),
+        CodedBlock(2, None, None, b"", levels=True),
+    )
+    coded = CodedModel((CodedTensor("w", (6, 2), "F32", 1, blocks),), b"", b"", b"12", b"345", 8, 300)
+    header = bytes([0, 1, 0, 0, 1]) + b"w" + bytes([2, 6, 2, 13, 1, 1, 3, 3, 1, 2, 73, 4, 9, 3, 0, 0, 8, 172, 2, 2, 3])
+    assert write_header(coded, None) == header
+    assert parse(container(header, b"abc12345"))[1] == coded
+    whole = CodedModel((CodedTensor("w", (6, 2), "F32", 1, blocks[2:]),), b"", b"", b"", b"", 1, 1)
+    whole = replace(whole, tensors=(replace(whole.tensors[0], shape=(2, 6)),))
+    header = bytes([0, 1, 0, 0, 1]) + b"w" + bytes([2, 2, 6, 13, 9, 0, 0, 1, 1, 0, 0])
+    assert write_header(whole, None) == header and parse(container(header))[1] == whole
+
+
+@pytest.mark.parametrize(
+    ("numbers", "message"),
+    [
+        ((0, 1), "states 0, expected one of 1, 4, 8, 16, 32"),
+        ((2, 1), "states 2, expected"),
+        ((64, 1), "states 64, expected"),
+        ((8, 0), "restarts after 0 rows"),
+        ((8, 2**20 + 1), "restarts after 1048577 rows, expected 1 to 1048576"),
+        ((), "asks for"),
+    ],
+)
+def test_trellises_that_nothing_writes_are_refused(numbers: tuple[int, ...], message: str) -> None:
+    numbers = (*numbers, 0, 0) if numbers else ()
+    header = bytes([0, 1, 0, 0, 1]) + b"w" + bytes([2, 2, 6, 13, 9, 0, 0]) + b"".join(map(varint, numbers))
+    with pytest.raises(FormatError, match=message):
+        parse(container(header))
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [
@@ -181,6 +254,8 @@ def test_headers_of_cut_tensors_are_laid_out_as_written() -> None:
         (cut_header((6, 0), 2, [2, 4], b"\4\1"), "bits 1, expected"),
         (cut_header((6, 0), 2, [2, 4], b"\4\x41"), "bits 1, expected"),
         (cut_header((6, 0), 2, [2, 4], b"\4\x24"), "bits 36, expected"),
+        (cut_header((6, 0), 2, [2, 4], b"\4\x0a"), "bits 10, expected"),
+        (cut_header((6, 0), 2, [2, 4], b"\4\x4a"), "bits 10, expected"),
         (cut_header((6, 0), 2, [2, 4], b"\4\x88"), "stored dtype I64"),
         (cut_header((6, 0), 2, [2, 4], b"\4\xff"), "names dtype 127"),
         (cut_header((6, 0), 2, [2, 4], b"\4"), "is damaged|asks for"),

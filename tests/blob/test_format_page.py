@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 from quantgolf.blob import pack, parse
 from quantgolf.checkpoint import read_demo
-from quantgolf.encode import Entry, Quantized, encode_codes, encode_model
+from quantgolf.encode import Entry, Leveled, Quantized, encode_codes, encode_model
 from quantgolf.runtime import restore
-from quantgolf.types import Block
+from quantgolf.solve.trellis import Trellis
+from quantgolf.types import Block, Exponents
 
 PAGE = (Path(__file__).parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 DTYPES = dict(
@@ -53,13 +54,8 @@ def unzstd(packed: bytes, size: int, dictionary: bytes = b"") -> bytes:
     return zstandard.ZstdDecompressor(dict_data=words).decompress(frame, max_output_size=size)
 
 
-def symbols(stream: bytes, n: int) -> list[int]:
-    if n == 0:
-        return []
-    r = Reader(stream)
-    codec = r.take(1)[0]
-    if codec < 2:
-        return list(unzstd(stream[1:], n) if codec else stream[1:])
+def table(r: Reader) -> list[int]:
+    """The sums of frequencies up to each symbol."""
     first, last = r.take(2)
     bits = (byte >> place & 1 for byte in iter(lambda: r.take(1)[0], None) for place in range(8))
     q, roots = 0, [0] * 256
@@ -72,11 +68,21 @@ def symbols(stream: bytes, n: int) -> list[int]:
         roots[symbol] = q
     above = sum(root > 0 for root in roots)
     share = sum((root - 1) ** 2 for root in roots if root)
-    sums = [
+    return [
         sum((root - 1) ** 2 for root in roots[: i + 1] if root) * (2**14 - above) // share
         + sum(root > 0 for root in roots[: i + 1])
         for i in range(256)
     ]
+
+
+def symbols(stream: bytes, n: int) -> list[int]:
+    if n == 0:
+        return []
+    r = Reader(stream)
+    codec = r.take(1)[0]
+    if codec < 2:
+        return list(unzstd(stream[1:], n) if codec else stream[1:])
+    sums = table(r)
     lanes = r.varint()
     states = np.frombuffer(r.take(4 * lanes), "<u4").tolist()
     words = iter(np.frombuffer(stream[r.at :], "<u2").tolist())
@@ -98,6 +104,84 @@ def planes(r: Reader, count: int, size: int) -> bytes:
         return b""
     split = [symbols(r.take(r.varint()), count) for _ in range(size)]
     return np.array(split, dtype=np.uint8).T.tobytes()
+
+
+PAIRS = re.findall(r"\((\d+),\s(\d+)\)\sfor\s(\d+)", PAGE.split("with (A, B) = ")[1])
+MACHINE = {int(states): (int(a), int(b)) for a, b, states in PAIRS}
+
+
+def exponents(r: Reader, shapes: list[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray, int]]:
+    def signed(m: int) -> int:
+        return m // 2 if m % 2 == 0 else -(m + 1) // 2
+
+    heads = [[signed(r.varint()) for _ in range(3)] for _ in shapes]
+    parts = []
+    for axis in (0, 1):
+        values = np.array(symbols(r.take(r.varint()), sum(shape[axis] for shape in shapes)), dtype=np.int64)
+        cuts = np.cumsum([shape[axis] for shape in shapes])[:-1]
+        parts.append([v + head[axis] for v, head in zip(np.split(values, cuts), heads, strict=True)])
+    assert r.at == len(r.data)
+    return [(row, column, head[2]) for row, column, head in zip(*parts, heads, strict=True)]
+
+
+def steps_of(e: np.ndarray) -> np.ndarray:
+    mantissas = [np.array(int(bits, 16), "<u4").view("<f4") for bits in re.findall(r"\b3F[0-9A-F]{6}", PAGE)]
+    return np.array([np.float32(float(mantissas[v % 4]) * 2.0 ** (v // 4)) for v in e.tolist()], dtype=np.float32)
+
+
+def levels(r: Reader, known: list[tuple[np.ndarray, np.ndarray, int]], states: int, restart: int) -> list[np.ndarray]:
+    """One weight after another, without a thought for speed."""
+    spreads, starts = [], []
+    for row, column, spread in known:
+        for c in column.tolist():
+            starts += [len(spreads) + i for i in range(0, len(row), restart)]
+            spreads += (spread - row - c).tolist()
+    n = len(spreads)
+    if n == 0:
+        assert r.data == b""
+        return [np.zeros((len(row), len(column))) for row, column, _ in known]
+    classes = [min(spreads)]
+    for _ in range(r.varint()):
+        classes.append(classes[-1] + r.varint() + 1)
+    tables: dict[tuple[int, int], tuple[list[int], list[int]]] = {}
+    for at in range(len(classes)):
+        for odd in range(1 if states == 1 else 2):
+            if r.data[r.at] == 255:
+                r.take(1)
+                continue
+            sums = table(r)
+            tables[at, odd] = sums, np.searchsorted(sums, np.arange(2**14), side="right").tolist()
+    escapes = iter([r.varint() for _ in range(r.varint())])
+    lanes = max(1, n // 32768)
+    begin = [next((s for s in starts if s >= lane * n // lanes), n) for lane in range(lanes)] + [n]
+    x = np.frombuffer(r.take(4 * lanes), "<u4").tolist()
+    words = iter(np.frombuffer(r.take(len(r.data) - r.at), "<u2").tolist())
+    fresh, state, out = set(starts), [0] * lanes, [0] * n
+    for t in range(max(b - a for a, b in pairwise(begin))):
+        for lane in range(lanes):
+            at = begin[lane] + t
+            if at >= begin[lane + 1]:
+                continue
+            s = 0 if at in fresh else state[lane]
+            sums, slots = tables[sum(spreads[at] >= threshold for threshold in classes) - 1, s % 2]
+            symbol = slots[x[lane] % 2**14]
+            start = sums[symbol - 1] if symbol else 0
+            y = (sums[symbol] - start) * (x[lane] >> 14) + x[lane] % 2**14 - start
+            x[lane] = y if y >= 2**16 else y << 16 | next(words)
+            k = symbol - 127
+            sign = (k > 0) - (k < 0)
+            if symbol in (0, 254):
+                k += sign * next(escapes)
+            out[at] = k if states == 1 else 2 * k - sign * (s % 2)
+            a, b = MACHINE[states]
+            state[lane] = s // 2 ^ a * (s % 2) ^ b * (k % 2)
+    assert x == [2**16] * lanes and next(words, None) is None and next(escapes, None) is None
+    found = []
+    for row, column, _ in known:
+        size = len(row) * len(column)
+        found.append(np.array(out[:size], dtype=np.int64).reshape(len(column), len(row)).T)
+        out = out[size:]
+    return found
 
 
 def read(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
@@ -125,21 +209,31 @@ def read(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
         parts = [(i, n, prod(shapes[i][lead:]), kind) for n, kind in zip(rows, r.take(count), strict=True)]
         at = next(at for at, block in enumerate(blocks) if block[0] == i)
         blocks[at : at + 1] = parts
-    lengths = [r.varint() if kind < 128 else 0 for *_, kind in blocks]
+    lengths = [r.varint() if kind < 128 and kind % 64 != 9 else 0 for *_, kind in blocks]
     steps_size, small_size = r.varint(), r.varint()
+    leveled = [at for at, (*_, kind) in enumerate(blocks) if kind < 128 and kind % 64 == 9]
+    states, restart, exponents_size, levels_size = [r.varint() if leveled else 0 for _ in range(4)]
     assert r.at == len(r.data)
     streams = [file.take(length) for length in lengths]
     steps, small = Reader(file.take(steps_size)), Reader(file.take(small_size))
+    scales, ladder = Reader(file.take(exponents_size)), Reader(file.take(levels_size))
     assert file.at == len(file.data) - 8
     found: dict[int, np.ndarray] = {}
-    heights = [(c if kind > 64 else n) if kind < 128 else 0 for _, n, c, kind in blocks]
+    heights = [
+        0 if at in leveled or kind >= 128 else c if kind > 64 else n for at, (_, n, c, kind) in enumerate(blocks)
+    ]
     row = np.frombuffer(planes(steps, sum(heights), 2), "<f2").astype(np.float32)
     for at, (_, n, c, kind) in enumerate(blocks):
-        if kind < 128:
+        if kind < 128 and at not in leveled:
             codes = np.array(symbols(streams[at], n * c), dtype=np.float32).reshape(heights[at], -1) - 128
             assert abs(codes).max(initial=0) < 2 ** (kind % 64 - 1)
             weight, row = codes * row[: heights[at], None], row[heights[at] :]
             found[at] = weight.T if kind > 64 else weight
+    shapes_of = [(c, n) if kind > 64 else (n, c) for _, n, c, kind in (blocks[at] for at in leveled)]
+    known = exponents(scales, shapes_of) if leveled else []
+    for at, ladder_of, (e, f, _) in zip(leveled, levels(ladder, known, states, restart), known, strict=True):
+        weight = ladder_of.astype(np.float32) * (steps_of(e)[:, None] * steps_of(f)[None, :])
+        found[at] = weight.T if blocks[at][3] > 64 else weight
     for itemsize in (1, 2, 4, 8):
         kinds = {at: DTYPES[str(kind - 128)] for at, (*_, kind) in enumerate(blocks) if kind >= 128}
         group = [at for at, kind in kinds.items() if np.dtype(NUMPY[kind]).itemsize == itemsize]
@@ -167,26 +261,63 @@ def same(data: bytes) -> None:
         assert torch.equal(tensor.double(), torch.from_numpy(found[name].astype(np.float64))), name
 
 
-def test_the_golden_file_is_what_the_page_says() -> None:
-    same((Path(__file__).parent / "golden_v0.qg").read_bytes())
+@pytest.mark.parametrize("name", ["golden_v0.qg", "golden_levels_v0.qg"])
+def test_the_golden_file_is_what_the_page_says(name: str) -> None:
+    same((Path(__file__).parent / name).read_bytes())
+
+
+def allowed(k: np.ndarray, trellis: Trellis) -> torch.Tensor:
+    """The levels int32 [N, K] that a trellis has for indices k, by the page."""
+    a, b = MACHINE[trellis.states]
+    found = np.empty_like(k)
+    s = np.zeros(k.shape[1], dtype=np.int64)
+    for i, row in enumerate(k):
+        s = s * (i % trellis.restart > 0)
+        found[i] = row if trellis.states == 1 else 2 * row - s % 2 * np.sign(row)
+        s = s // 2 ^ a * (s % 2) ^ b * (row % 2)
+    return torch.from_numpy(found.astype(np.int32))
+
+
+TRELLISES = st.builds(Trellis, st.sampled_from([1, 4, 8, 16, 32]), st.integers(1, 5))
+INDICES = st.one_of(st.integers(-3, 3), st.sampled_from([-127, 126, 500, -(2**20)]))
 
 
 @st.composite
-def cut_tensors(draw: st.DrawFn) -> tuple[Entry, list[list[float]]]:
-    """A tensor cut anywhere, blocks quantized upright, transposed or kept, and the [R, C] that has to come back."""
+def cut_tensors(draw: st.DrawFn, trellis: Trellis) -> tuple[Entry, list[list[float]]]:
+    """A tensor cut anywhere, blocks of codes or levels upright, transposed or kept, and the [R, C] that comes back."""
     shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     lead = draw(st.integers(0, len(shape)))
     rows, columns = prod(shape[:lead]), prod(shape[lead:])
     dtype = draw(st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]))
     values = torch.tensor(draw(st.lists(st.integers(-256, 256), min_size=rows * columns, max_size=rows * columns)))
     expected = (values / 8).reshape(rows, columns).tolist()
-    parts = []
+    parts: list[Quantized | Leveled] = []
     stops = sorted(draw(st.sets(st.integers(1, rows))) | {rows})
     for start, stop in pairwise([0, *stops]):
         if draw(st.booleans()):
             continue
         transposed, bits = draw(st.booleans()), draw(st.integers(2, 8))
         n, k = (columns, stop - start) if transposed else (stop - start, columns)
+        block = Block("w", lead, start, stop, transposed)
+        if draw(st.booleans()):
+            k_drawn = draw(st.lists(st.lists(INDICES, min_size=k, max_size=k), min_size=n, max_size=n))
+            levels = allowed(np.array(k_drawn, dtype=np.int64), trellis)
+            # Products of steps from 2^-160, which is zero, to 2^102.
+            smallest, lower = draw(st.integers(-440, -200)), draw(st.booleans())
+            row, column = (draw(st.lists(st.integers(0, 255), min_size=m, max_size=m)) for m in (n, k))
+            scales = Exponents(
+                torch.tensor(row, dtype=torch.int16) + smallest,
+                torch.tensor(column, dtype=torch.int16) - (200 if lower else smallest // 2),
+                draw(st.integers(-4096, 4096)),
+            )
+            parts.append(Leveled(block, scales, levels))
+            weight = levels.float() * (
+                torch.from_numpy(steps_of(scales.row.numpy()))[:, None]
+                * torch.from_numpy(steps_of(scales.column.numpy()))
+            )
+            for r, values_of in enumerate((weight.T if transposed else weight).tolist()):
+                expected[start + r] = values_of
+            continue
         top = 2 ** (bits - 1) - 1
         codes = draw(st.lists(st.lists(st.integers(-top, top), min_size=k, max_size=k), min_size=n, max_size=n))
         steps = draw(st.lists(st.sampled_from([2.0**-12, 0.375, -1.0, 3.0]), min_size=n, max_size=n))
@@ -194,21 +325,21 @@ def cut_tensors(draw: st.DrawFn) -> tuple[Entry, list[list[float]]]:
             for j in range(k):
                 r, c = (j, i) if transposed else (i, j)
                 expected[start + r][c] = codes[i][j] * steps[i]
-        block = Block("w", lead, start, stop, transposed)
         parts.append(
             Quantized(block, torch.tensor(steps).half(), bits, encode_codes(torch.tensor(codes).to(torch.int8)))
         )
     return Entry("w", (values / 8).reshape(shape).to(dtype), tuple(draw(st.permutations(parts)))), expected
 
 
-@given(st.lists(cut_tensors(), min_size=1, max_size=3))
+@given(st.data(), TRELLISES)
 @settings(deadline=None, max_examples=60)
-def test_any_cut_of_any_tensor_comes_back(drawn: list[tuple[Entry, list[list[float]]]]) -> None:
+def test_any_cut_of_any_tensor_comes_back(data_of: st.DataObject, trellis: Trellis) -> None:
+    drawn = data_of.draw(st.lists(cut_tensors(trellis), min_size=1, max_size=3))
     entries = []
     for at, (entry, _) in enumerate(drawn):
         parts = tuple(replace(q, block=replace(q.block, parameter=f"w{at}")) for q in entry.quantized)
         entries.append(replace(entry, name=f"w{at}", quantized=parts))
-    coded = encode_model(entries)
+    coded = encode_model(entries, trellis)
     data = pack(coded, None)
     assert parse(data)[1] == coded
     restored = restore(coded)
@@ -232,3 +363,19 @@ def test_a_file_of_real_weights_is_what_the_page_says(bits: int) -> None:
         entries.append(Entry(name, tensor, parts))
     assert sum(bool(entry.quantized) for entry in entries) > 10
     same(pack(encode_model(entries), read_demo().card))
+
+
+@pytest.mark.parametrize("states", [1, 8])
+def test_many_lanes_of_levels_are_what_the_page_says(states: int) -> None:
+    trellis, rng = Trellis(states, 128), np.random.default_rng(states)
+    entries = []
+    for name, (n, k), transposed in (("a", (300, 150), False), ("b", (129, 200), True)):
+        row, column = (torch.from_numpy(rng.integers(-60, -50, size).astype(np.int16)) for size in (n, k))
+        indices = np.rint(rng.normal(0, 2.0 ** ((-50 - row.numpy()[:, None]) / 4), (n, k))).astype(np.int64)
+        scales = Exponents(row, column, -100)
+        original = torch.zeros((k, n) if transposed else (n, k))
+        block = Block(name, 1, 0, len(original), transposed)
+        entries.append(Entry(name, original, (Leveled(block, scales, allowed(indices, trellis)),)))
+    coded = encode_model(entries, trellis)
+    assert (300 * 150 + 129 * 200) // 32768 == 2 and coded.levels[0] > 0
+    same(pack(coded, None))

@@ -222,11 +222,13 @@ def test_the_demo_runs_and_its_table_is_of_its_files(run: Run, tmp_path: Path) -
     status, out, _ = run(*arguments, "--json")
     assert status == 0
     document = json.loads(out)
-    assert set(document["methods"]) == {"rtn", "gptq_lite", "gptq"}
+    assert set(document["methods"]) == {"rtn", "gptq_lite", "gptq", "slope"}
     for row in document["methods"].values():
         assert row["bytes"] == Path(row["file"]).stat().st_size <= document["max_bytes"]
         assert row["kl_bpb"]["value"] > 0 and row["bpb"] > document["float_bpb"]
-    assert document["methods"]["gptq"]["kl_bpb"]["value"] < document["methods"]["rtn"]["kl_bpb"]["value"]
+    kl = {method: row["kl_bpb"]["value"] for method, row in document["methods"].items()}
+    assert kl["slope"] < kl["gptq"] < kl["rtn"]
+    assert document["max_bytes"] - document["methods"]["slope"]["bytes"] <= 256
     assert document["float_bpb"] < 0.8 * min(document["text_compressors_bpb"].values())
     assert Path(document["picture"]).read_bytes().startswith(b"\x89PNG")
     file = document["methods"]["gptq"]["file"]

@@ -5,10 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from quantgolf.encode import (
     Entry,
+    Leveled,
     Quantized,
     block_bytes,
     check_model,
@@ -19,7 +22,8 @@ from quantgolf.encode import (
 )
 from quantgolf.encode.dtypes import DTYPES, stored_name
 from quantgolf.errors import FormatError, QuantGolfError
-from quantgolf.types import Block, CodedBlock, CodedModel, CodedTensor, QTensor, Steps
+from quantgolf.solve.trellis import Trellis
+from quantgolf.types import Block, CodedBlock, CodedModel, CodedTensor, Exponents, QTensor, Steps
 
 
 def solved(rows: int, columns: int, bits: int, seed: int = 0) -> QTensor:
@@ -64,11 +68,162 @@ def entries() -> list[Entry]:
     ]
 
 
+TRELLIS = Trellis(8, 4)
+
+
+def leveled(block: Block, rows: int, columns: int, seed: int = 0) -> Leveled:
+    rng = np.random.default_rng(seed)
+    targets = rng.normal(0, 3, (rows, columns))
+    levels = np.stack([TRELLIS.quantize(targets[:, j]) for j in range(columns)], axis=1)
+    row, column = (torch.from_numpy(rng.integers(-20, 5, size).astype(np.int16)) for size in (rows, columns))
+    return Leveled(block, Exponents(row, column, -9), torch.from_numpy(levels))
+
+
+# The same bank, with two matrices of levels around one of codes, and a tensor that is nothing else.
+MIXED = {
+    part.block: part
+    for part in (
+        leveled(Block("mixed", 2, 15, 20), 5, 7, seed=3),
+        leveled(Block("mixed", 2, 5, 10, transposed=True), 7, 5, seed=5),
+        leveled(Block("ladder", 1, 0, 9), 9, 4, seed=6),
+    )
+}
+MIXED_CODES = Block("mixed", 2, 10, 15)
+
+
+def mixed_entries() -> list[Entry]:
+    bank = tuple(part for part in MIXED.values() if part.block.parameter == "mixed")
+    codes = coded_as(MIXED_CODES, solved(5, 7, 4))
+    return [
+        *entries(),
+        Entry("mixed", torch.arange(140).reshape(4, 5, 7).float(), (bank[0], codes, bank[1])),
+        Entry("ladder", torch.zeros(9, 2, 2), (MIXED[Block("ladder", 1, 0, 9)],)),
+        Entry("last", torch.ones(3)),
+    ]
+
+
+def test_models_with_levels_return() -> None:
+    coded = encode_model(mixed_entries(), TRELLIS)
+    assert (coded.states, coded.restart) == (8, 4) and coded.levels and coded.exponents
+    assert sum(block.levels for tensor in coded.tensors for block in tensor.blocks) == 3
+    found = dict(decode_model(coded))
+    for block, part in MIXED.items():
+        weight = found[block]
+        assert weight.bits is None and weight.codes.dtype == torch.int32 and weight.codes.is_contiguous()
+        assert torch.equal(weight.codes, part.levels)
+        row, column = (2 ** (each.double() / 4) for each in (part.exponents.row, part.exponents.column))
+        expected = part.levels.double() * row[:, None] * column
+        torch.testing.assert_close(weight.dequantize().double(), expected, rtol=3e-7, atol=0)
+    assert torch.equal(found[MIXED_CODES].codes, solved(5, 7, 4).codes)
+    assert torch.equal(found[Block("mixed", 2, 0, 5)], torch.arange(35).reshape(5, 7).float())
+    assert encode_model(mixed_entries(), TRELLIS) == coded
+
+
+def test_models_without_levels_keep_their_bytes() -> None:
+    coded = encode_model(entries())
+    assert encode_model(entries(), TRELLIS) == coded and not coded.has_levels
+    assert (coded.exponents, coded.levels, coded.states, coded.restart) == (b"", b"", 0, 0)
+
+
+def test_levels_are_decoded_when_the_first_is_asked_for() -> None:
+    coded = encode_model(mixed_entries(), TRELLIS)
+    broken = decode_model(replace(coded, levels=coded.levels[:-1]))
+    first = sum(len(tensor.blocks) for tensor in coded.tensors if tensor.name not in ("mixed", "ladder", "last"))
+    assert len([next(broken) for _ in range(first + 1)]) == first + 1  # and the rows of the bank that stay
+    with pytest.raises(FormatError, match="the stream of levels"):
+        next(broken)
+
+
+def ladder(**changes: object) -> Leveled:
+    return replace(MIXED[Block("ladder", 1, 0, 9)], **changes)  # type: ignore[arg-type]
+
+
+def steps(row: object = 0, column: object = 0, spread: int = 0) -> dict[str, object]:
+    return {
+        "exponents": Exponents(
+            torch.zeros(9, dtype=torch.int16) + torch.tensor(row, dtype=torch.int16),
+            torch.zeros(4, dtype=torch.int16) + torch.tensor(column, dtype=torch.int16),
+            spread,
+        )
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"levels": torch.zeros(9, 4)}, "ladder has torch.float32 levels"),
+        ({"levels": torch.zeros(4, 9, dtype=torch.int32)}, r"levels \[4, 9\], expected torch.int32 \[9, 4\]"),
+        ({"levels": torch.full((9, 4), 1, dtype=torch.int32)}, "level 1 at row 0 of column 0"),
+        (steps(row=[0] * 8 + [256]), "row exponents that lie 256 quarter octaves apart, expected at most 255"),
+        (steps(column=[0, 0, -200, 56]), "column exponents that lie 256"),
+        (steps(row=4097), r"row exponents from 4097 to 4097, expected ±4096"),
+        (steps(column=-(2**15)), r"column exponents from -32768"),
+        (steps(spread=-4097), "spread of -4097"),
+        (steps(row=512), "ladder has levels up to 1 and steps up to 2"),
+        (steps(row=400, column=112), "finite in fp32"),
+        (steps(row=255, column=250), r"levels up to \d+ and steps"),
+        ({"exponents": Exponents(torch.zeros(8).short(), torch.zeros(4).short(), 0)}, r"row exponents \[8\]"),
+        ({"exponents": Exponents(torch.zeros(9).short(), torch.zeros(4), 0)}, "float32 column exponents"),
+    ],
+)
+def test_levels_the_format_cannot_hold_are_refused(changes: dict[str, object], message: str) -> None:
+    entry = Entry("ladder", torch.zeros(9, 4), (ladder(**changes),))
+    with pytest.raises(QuantGolfError, match=message):
+        encode_model([entry], TRELLIS)
+
+
+def test_levels_need_their_trellis_and_a_floating_point_tensor() -> None:
+    with pytest.raises(QuantGolfError, match="ladder has levels, expected the trellis"):
+        encode_model([Entry("ladder", torch.zeros(9, 4), (ladder(),))])
+    with pytest.raises(QuantGolfError, match="floating point"):
+        encode_model([Entry("ladder", torch.zeros(9, 4).long(), (ladder(),))], TRELLIS)
+    with pytest.raises(QuantGolfError, match="restarts after"):
+        encode_model([Entry("ladder", torch.zeros(9, 4), (ladder(levels=torch.zeros(9, 4).int()),))], Trellis(8, 2**21))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"bits": 4}, {"stored": "F32"}, {"codes": b"a"}, {"levels": False}, {"levels": False, "bits": 4}]
+)
+def test_blocks_of_levels_that_nothing_writes_are_refused(changes: dict[str, object]) -> None:
+    coded = encode_model([Entry("ladder", torch.zeros(9, 4), (ladder(),))], TRELLIS)
+    blocks = (replace(coded.tensors[0].blocks[0], **changes),)  # type: ignore[arg-type]
+    with pytest.raises(FormatError):
+        check_model(replace(coded, tensors=(replace(coded.tensors[0], blocks=blocks),)))
+
+
+@given(st.data(), st.sampled_from(["exponents", "levels"]))
+@settings(deadline=None, max_examples=200)
+def test_changed_streams_end_in_an_error_or_finite_weights(data: st.DataObject, which: str) -> None:
+    coded = encode_model([Entry("ladder", torch.zeros(9, 4), (ladder(),))], TRELLIS)
+    stream = bytearray(getattr(coded, which))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(stream)))
+        stream[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
+    try:
+        ((_, weight),) = decode_model(replace(coded, **{which: bytes(stream)}))
+    except FormatError:
+        return
+    assert weight.codes.shape == (9, 4) and weight.dequantize().isfinite().all()
+
+
+def test_levels_that_overflow_are_refused_when_read() -> None:
+    high = ladder(**steps(row=255, column=240))
+    coded = encode_model([Entry("ladder", torch.zeros(9, 4), (high,))], TRELLIS)
+    assert next(decode_model(coded))[1].dequantize().isfinite().all()
+    raised = encode_model([Entry("ladder", torch.zeros(9, 4), (ladder(**steps(row=255, column=254), levels=ZEROS),))],
+                          TRELLIS).exponents  # fmt: skip
+    with pytest.raises(FormatError, match=r"ladder has levels up to \d+ and steps up to 2\^\(255/4\)"):
+        list(decode_model(replace(coded, exponents=raised)))
+
+
+ZEROS = torch.zeros(9, 4, dtype=torch.int32)
+
+
 def test_models_return() -> None:
-    given = entries()
-    coded = encode_model(given)
-    assert [t.name for t in coded.tensors] == [e.name for e in given]
-    for entry, tensor in zip(given, coded.tensors, strict=True):
+    made = entries()
+    coded = encode_model(made)
+    assert [t.name for t in coded.tensors] == [e.name for e in made]
+    for entry, tensor in zip(made, coded.tensors, strict=True):
         assert tensor.shape == entry.original.shape and DTYPES[tensor.dtype] == entry.original.dtype
         assert tensor.aliases == entry.aliases
     found = dict(decode_model(coded))
@@ -77,19 +232,33 @@ def test_models_return() -> None:
         assert torch.equal(found[place].codes, tensor.codes) and torch.equal(found[place].steps.row, tensor.steps.row)
         assert found[place].bits == tensor.bits
     assert torch.equal(found[Block("bank", 2, 10, 15)], torch.arange(70, 105).reshape(5, 7).float())
-    kept = {entry.name: entry.original for entry in given if not entry.quantized}
+    kept = {entry.name: entry.original for entry in made if not entry.quantized}
     assert len(found) == len(kept) + len(weights) + 1
     for name, original in kept.items():
         tensor = found[Block(name, 0, 0, 1)]
         assert tensor.dtype == original.dtype and tensor.shape == (1, original.numel())
         torch.testing.assert_close(tensor[0].double(), original.flatten().double(), rtol=2**-11, atol=1e-3)
-    assert encode_model(given) == coded
+    assert encode_model(made) == coded
 
 
 def test_rows_beside_each_other_that_stay_are_one_block() -> None:
     tensor = solved(2, 3, 4)
     entry = Entry("b", torch.zeros(5, 2, 3), (coded_as(Block("b", 2, 4, 6), tensor),))
     assert [(b.rows, b.bits) for b in encode_model([entry]).tensors[0].blocks] == [(4, None), (2, 4), (4, None)]
+
+
+def test_bytes_of_levels_add_up() -> None:
+    coded = encode_model(mixed_entries(), TRELLIS)
+    spent, blocks = tensor_bytes(coded), block_bytes(coded)
+    assert sum(s.codes + s.steps + s.small for s in spent) == pytest.approx(len(coded.streams()))
+    names = [tensor.name for tensor in coded.tensors]
+    mixed, (alone,) = blocks[names.index("mixed")], blocks[names.index("ladder")]
+    total = 35 + 35 + 36
+    assert mixed[1].codes == mixed[3].codes == pytest.approx(len(coded.levels) * 35 / total)
+    assert alone.codes == pytest.approx(len(coded.levels) * 36 / total)
+    assert alone.steps == pytest.approx(len(coded.exponents) * 13 / 37) and alone.small == 0
+    assert mixed[2].codes == len(coded.tensors[names.index("mixed")].blocks[2].codes)
+    assert mixed[2].steps == pytest.approx(blocks[names.index("a")][0].steps)
 
 
 def test_bytes_add_up() -> None:

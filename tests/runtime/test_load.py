@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from quantgolf import encode
 from quantgolf.blob import pack, write_blob
 from quantgolf.checkpoint import Checkpoint, open_checkpoint
-from quantgolf.encode import Entry, Quantized, decode_codes, encode_codes, encode_model
+from quantgolf.encode import Entry, Leveled, Quantized, decode_codes, encode_codes, encode_model
 from quantgolf.errors import QuantGolfError
 from quantgolf.models.golf import Golf
 from quantgolf.runtime import load, restore
-from quantgolf.types import Block
+from quantgolf.solve.trellis import Trellis
+from quantgolf.types import Block, Exponents
 
 
 def quantized(codes: Tensor, rows: Tensor, block: Block) -> Quantized:
@@ -93,6 +94,25 @@ def test_banks_are_put_together_again(dtype: torch.dtype) -> None:
     bank = restore(encode_model([Entry("bank", original, parts)]))["bank"]
     assert bank.dtype == torch.float32
     assert bank.tolist() == [[[1, 30, 500], [2, 40, 600]], [[6, 7, 8], [9, 10, 11]], [[1, 3, 5], [-2, -4, -6]]]
+
+
+def test_banks_with_levels_are_put_together_again() -> None:
+    """Three slices [2, 3]: levels transposed, one kept, levels upright; steps are 2, 1/2 and √2."""
+    scalar = Trellis(1)
+    low = Exponents(torch.tensor([4, 0, -4]).short(), torch.tensor([0, 4]).short(), 0)
+    parts = (
+        Leveled(Block("bank", 2, 0, 2, transposed=True), low, torch.tensor([[1, 2], [3, -40000], [5, 6]]).int()),
+        Leveled(
+            Block("bank", 2, 4, 6), Exponents(torch.zeros(2).short(), torch.tensor([0, 2, 4]).short(), 0),
+            torch.tensor([[1, 2, 3], [4, 5, 6]]).int(),
+        ),
+    )  # fmt: skip
+    bank = restore(encode_model([Entry("bank", torch.arange(18).reshape(3, 2, 3).half(), parts)], scalar))["bank"]
+    assert bank.dtype == torch.float32
+    root = torch.tensor([2.0, 5.0]) * torch.tensor(0x3FB504F3, dtype=torch.int32).view(torch.float32)
+    assert bank.tolist() == [
+        [[2, 3, 2.5], [8, -80000, 6]], [[6, 7, 8], [9, 10, 11]], [[1, float(root[0]), 6], [4, float(root[1]), 12]]
+    ]  # fmt: skip
 
 
 def test_codes_are_dropped_one_matrix_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
