@@ -30,7 +30,7 @@ from quantgolf.types import BitPlan, BlobHeader, CodedModel, Exponents, SolveRep
 
 ROUNDS = 8
 NEXT_TO_NOTHING = 0.02  # bits a weight: the least that is tried
-FILLINGS = 16  # small matrices that are tried one by one for the last bytes
+ENOUGH = 2e-5  # of the budget: so little left is not worth another encode
 CLOSE = 2e-3  # of the budget: solutions this near to it, one on each side, are worth mixing
 WIDEST = 4 * 40  # predicted spreads beyond this many quarter octaves cost a bit for every four more
 
@@ -207,10 +207,17 @@ def _mixed(under: Solution, over: Solution, size_of: Size, max_bytes: int, sizes
             fits, best = count, mixed
         else:
             too_many = count
-    for name in names[:fits:-1][:FILLINGS][::-1]:
+    room = max_bytes - size_of(best)
+    for name in names[fits:]:
+        # By the histograms of both; what would not fit by them is not tried.
+        if sizes[name] * (over[name].report.bits - under[name].report.bits) > 8 * room:
+            continue
         mixed = {**best, name: over[name]}
-        if size_of(mixed) <= max_bytes:
-            best = mixed
+        size = size_of(mixed)
+        if size <= max_bytes:
+            best, room = mixed, max_bytes - size
+        if room <= max_bytes * ENOUGH:
+            break
     return best
 
 
