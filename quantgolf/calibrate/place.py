@@ -5,7 +5,7 @@ the block's columns, or stand across it (x @ W in one place, y @ W.T in another)
 other corners of the same two statistics.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -85,4 +85,3 @@ def size_of(place: Place, transposed: bool) -> tuple[int, int]:
 
 
 Kind = Literal["linear", "lookup", "crossed"]
-Select = Callable[[torch.Tensor], torch.Tensor]
