@@ -20,8 +20,10 @@ from quantgolf.coded import CodedModel as CodedModel
 from quantgolf.coded import CodedTensor as CodedTensor
 from quantgolf_kernels import dequantize
 
-# fp32 nearest to 2^0, 2^(1/4), 2^(1/2) and 2^(3/4); part of format version 0, to the bit.
-MANTISSAS = np.array([0x3F800000, 0x3F9837F0, 0x3FB504F3, 0x3FD744FD], dtype=np.uint32).view(np.float32)
+# The fp32 numbers nearest to 2^(i / 128); part of format version 0, to the bit. None lies closer than 1e-4 of a last
+# place to the middle of two, so that any exp2 good to 1e-11 gives the same ones.
+MANTISSAS = np.exp2(np.arange(128) / 128).astype(np.float32)
+FINE = 32  # parts of a quarter octave
 
 ROWS_AT_ONCE = 1 << 22  # numbers of a weight's error that are priced at once
 
@@ -174,22 +176,28 @@ class Exponents:
         row: int16 [N].
         column: int16 [K].
         spread: standard deviation of the weights, about 2^(spread / 4); only the coder of levels uses it.
+        fine_row, fine_column: int8 [N] and [K], what tuning adds to them in 32nds of a quarter octave; None for
+            zeros. They scale the weights and nothing else: the coder of levels does not look at them.
     """
 
     row: Tensor
     column: Tensor
     spread: int
+    fine_row: Tensor | None = None
+    fine_column: Tensor | None = None
 
     def steps(self) -> Steps:
         """The fp32 steps these stand for, the same bits on every machine; infinite where they overflow."""
-        return Steps(_power(self.row), _power(self.column))
+        return Steps(_power(self.row, self.fine_row), _power(self.column, self.fine_column))
 
 
-def _power(exponents: Tensor) -> Tensor:
+def _power(exponents: Tensor, fine: Tensor | None) -> Tensor:
     # NumPy's ldexp rounds once; torch's multiplies by a power of two that may itself underflow.
-    e = exponents.detach().cpu().numpy().astype(np.int32)
+    e = FINE * exponents.detach().cpu().numpy().astype(np.int32)
+    if fine is not None:
+        e += fine.detach().cpu().numpy()
     with np.errstate(over="ignore", under="ignore"):
-        return torch.from_numpy(np.ldexp(MANTISSAS[e & 3], e >> 2))
+        return torch.from_numpy(np.ldexp(MANTISSAS[e & 127], e >> 7))
 
 
 @dataclass(frozen=True)

@@ -175,6 +175,9 @@ def test_the_file_of_several_processes_is_that_of_one(outcomes: Outcomes, kind: 
         first, *others = outcomes.of[f"{kind}{world}"]
         assert first[0] == 0 and others == [(0, "", "")] * (world - 1)  # only the first one speaks
         reports.append({**json.loads(first[1]), "file": ""})
+        if (tuning := reports[-1]["tuning"]) is not None:
+            assert tuning["steps"] > 0
+            tuning |= {"seconds": 0, "line": ""}  # which says them too
     assert all(report == reports[0] for report in reports)
 
 

@@ -11,6 +11,7 @@ from quantgolf.cli.compress import compress_verb
 from quantgolf.cli.decompress import decompress_verb
 from quantgolf.cli.demo import demo_verb
 from quantgolf.cli.eval import eval_verb
+from quantgolf.cli.export_decoder import export_decoder_verb
 from quantgolf.cli.inspect import inspect_verb
 from quantgolf.errors import QuantGolfError
 
@@ -28,6 +29,7 @@ app.command("compress")(compress_verb)
 app.command("eval")(eval_verb)
 app.command("inspect")(inspect_verb)
 app.command("decompress")(decompress_verb)
+app.command("export-decoder")(export_decoder_verb)
 
 
 def main() -> None:

@@ -22,7 +22,9 @@ from quantgolf.cli.eval import interval
 from quantgolf.cli.inputs import Part, Solver
 from quantgolf.cli.plot import plot_demo
 from quantgolf.cli.sizes import parse_size
-from quantgolf.compress import calibrate, compress, refuse_unreachable
+from quantgolf.compress import HeldOut, Tuning, calibrate, compress, refuse_unreachable, split_calibration
+from quantgolf.compress.tune import STEPS
+from quantgolf.compress.tune import TOKENS as TUNE_TOKENS
 from quantgolf.data import Tokenizer, corpus_from_texts
 from quantgolf.errors import QuantGolfError
 from quantgolf.evaluate import difference, evaluate, kl_interval
@@ -40,6 +42,9 @@ def demo_verb(
     ] = None,
     tokens: Annotated[int, typer.Option("--tokens", min=1024, help="Validation tokens to measure on.")] = 65_536,
     calibration_tokens: Annotated[int, typer.Option("--calibration-tokens", min=1024)] = 32_768,
+    tune_steps: Annotated[
+        int, typer.Option("--tune-steps", min=0, help="slope: steps of tuning after the solve, 0 for none.")
+    ] = STEPS,
     seed: inputs.SeedOption = 0,
     json: inputs.JsonOption = False,
 ) -> None:
@@ -51,7 +56,11 @@ def demo_verb(
     folder = make_folder(out)
     texts, tokenizer = inputs.demo_texts(), Tokenizer.load(read_demo().tokenizer)
     text = corpus_from_texts(texts.parts[Part.validation], tokenizer, max_tokens=tokens)
-    calibration = corpus_from_texts(texts.parts[Part.calibration], tokenizer, max_tokens=calibration_tokens)
+    calibration, held_out = split_calibration(
+        corpus_from_texts(texts.parts[Part.calibration], tokenizer),
+        max(calibration_tokens, TUNE_TOKENS if tune_steps else 0), length=LENGTH,
+    )  # fmt: skip
+    tuning = Tuning(calibration, HeldOut(held_out, LENGTH), tune_steps) if tune_steps else None
     rows: dict[str, dict[str, Any]] = {}
     with show.bars() as report:
         float_result = evaluate(
@@ -63,7 +72,10 @@ def demo_verb(
             def staged(stage: str, done: int, total: int, solver: Solver = solver) -> None:
                 report(f"{solver.value}: {stage}", done, total)
 
-            result = compress(source, learned, max_bytes=limit, solver=solver.value, progress=staged)
+            result = compress(
+                source, learned, max_bytes=limit, solver=solver.value, progress=staged,
+                tuning=tuning if solver is Solver.slope else None,
+            )  # fmt: skip
             file = folder / f"{solver.value}.qg"
             result.write(file, overwrite=True)
             staged("new process", 0, 1)
@@ -76,6 +88,7 @@ def demo_verb(
                 "bpb": measured.bpb,
                 "delta_bpb": interval(difference(measured, float_result, seed=seed)),
                 "kl_bpb": interval(kl_interval(measured, seed=seed)),
+                "tuning": None if result.tuning is None else result.tuning.line(),
             }
     document = {
         "max_bytes": limit,
@@ -169,4 +182,7 @@ def print_table(document: dict[str, Any]) -> None:
     )
     compressors = ", ".join(f"{name} {bpb:.3f}" for name, bpb in document["text_compressors_bpb"].items())
     console.print(f"for scale, general compressors on the same text: {compressors} bits per byte")
+    for method, row in document["methods"].items():
+        if row["tuning"] is not None:
+            console.print(f"{method}: {row['tuning']}")
     console.print(f"files and picture: {Path(document['picture']).parent}")

@@ -9,7 +9,7 @@ import typer
 
 from quantgolf.blob import read_blob
 from quantgolf.checkpoint import Checkpoint
-from quantgolf.cli import inputs, learn, show
+from quantgolf.cli import inputs, learn, show, spent
 from quantgolf.cli.capture import document_of, print_capture
 from quantgolf.cli.inputs import TextOptions
 from quantgolf.cli.learn import Learning
@@ -60,9 +60,12 @@ def inspect_verb(
                 calibration = learning.learn(source, corpus, Ranks(), report)
         losses = weighted_errors(coded, source, calibration)
     tensors = rows_of(coded, file_bytes, losses)
+    kinds = spent.by_kind(coded, file_bytes)
     document = {
         "file": file,
         "bytes": file_bytes,
+        "kinds": kinds,
+        "side_share": spent.side_share(kinds),
         "version": header.version,
         "model": header.model,
         "overhead_bytes": file_bytes - len(coded.streams()),
@@ -109,21 +112,21 @@ def weighted_errors(coded: CodedModel, source: Checkpoint, calibration: Calibrat
 def rows_of(coded: CodedModel, file_bytes: int, losses: Mapping[str, float]) -> dict[str, dict[str, Any]]:
     """One row of the table for each tensor, or for each block of a tensor that is cut, by name."""
     rows = {}
-    for tensor, spents in zip(coded.tensors, block_bytes(coded), strict=True):
-        for place, block, spent in zip(places(tensor), tensor.blocks, spents, strict=True):
+    for tensor, found in zip(coded.tensors, block_bytes(coded), strict=True):
+        for place, block, cost in zip(places(tensor), tensor.blocks, found, strict=True):
             name = place.name(tensor.shape)
             rows[name] = {
                 "parameter": tensor.name,
-                "shape": list(tensor.shape if len(spents) == 1 else matrix_shape(tensor.shape, place)),
+                "shape": list(tensor.shape if len(found) == 1 else matrix_shape(tensor.shape, place)),
                 "transposed": block.transposed,
                 "dtype": tensor.dtype,
                 "aliases": list(tensor.aliases),
                 "bits": "levels" if block.levels else block.bits,
                 "stored": block.stored,
-                "code_bytes": spent.codes,
-                "step_bytes": spent.steps,
-                "small_bytes": spent.small,
-                "share": (spent.codes + spent.steps + spent.small) / file_bytes,
+                "code_bytes": cost.codes,
+                "step_bytes": cost.steps,
+                "small_bytes": cost.small,
+                "share": (cost.codes + cost.steps + cost.small) / file_bytes,
                 "loss": losses.get(name),
             }
     return rows
@@ -147,6 +150,7 @@ def print_table(document: dict[str, Any], weighted: bool) -> None:
             row.append("" if t["loss"] is None else f"{t['loss']:.2e}")
         rows.append(row)
     console.print(show.table(None, columns, rows))
+    console.print(spent.table(document["kinds"], document["side_share"]))
     console.print(
         f"{document['file']}: {document['bytes']:,} bytes, {document['overhead_bytes']:,.0f} of them header and "
         f"checksum; format version {document['version']}"

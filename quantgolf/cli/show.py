@@ -64,10 +64,11 @@ def duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 
 
-def calibrated(settings: dict[str, Any], unknown: int | None = None) -> str:
-    """What a model was calibrated on, in a sentence."""
+def calibrated(settings: dict[str, Any], unknown: int | None = None, held_out: dict[str, Any] | None = None) -> str:
+    """What a model was calibrated on, in a sentence; unknown pieces are those of all text, the held-out part's too."""
     labels = {"sampled": "sampled from the model (the Fisher information)", "targets": "the text's own"}
-    pieces = "" if unknown is None else f", {unknown:,} of them unknown pieces"
+    whose = "of them" if held_out is None else "of them and of the text behind them"
+    pieces = "" if unknown is None else f", {unknown:,} {whose} unknown pieces"
     return (
         f"calibrated on {settings['tokens']:,} tokens{pieces}, {settings['context']} windows of up to "
         f"{settings['length']:,}; labels of the gradients: {labels[settings['labels']]}"

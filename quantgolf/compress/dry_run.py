@@ -20,6 +20,9 @@ from quantgolf.compress.memory import available_bytes, resident_bytes
 from quantgolf.compress.offload import plan_groups
 from quantgolf.compress.refuse import uniform
 from quantgolf.compress.rehearse import rehearse, solver_bytes, statistics_bytes
+from quantgolf.compress.slope import useful_bytes
+from quantgolf.compress.slope_budget import NEXT_TO_NOTHING
+from quantgolf.compress.targets import Wish
 from quantgolf.data import Corpus
 from quantgolf.encode import coded_bytes
 from quantgolf.errors import BudgetError, QuantGolfError
@@ -30,6 +33,7 @@ from quantgolf.types import BitPlan, WeightStats, WeightUse
 
 SAMPLE = 24  # rows of a matrix that stand for all of it
 SLOPES = 4  # slopes that are solved, the first of them for its steps alone, on the demo and the golf model
+FORWARD = 1 / 3  # of a forward and backward pass
 SOLVES = 1.5  # widths of a matrix that the budget loop solves, on the demo and the golf model
 
 
@@ -39,11 +43,11 @@ class DryRun:
 
     Attributes:
         file_bytes: of the file that would be written.
-        smallest_bytes: of the smallest file there can be.
+        smallest_bytes: of the smallest file there can be; with one slope it is surely larger, by less than as much.
         bpw: bits of the file per number of the checkpoint.
         memory_bytes: peak of the process.
         available_bytes: what it takes now, and what programs can still take of the machine.
-        calibrate_seconds, solve_seconds: on this machine.
+        calibrate_seconds, solve_seconds: on this machine; the second with the guard.
         batches, tokens: of calibration.
         passes: over them; more than one where memory is limited.
     """
@@ -67,20 +71,28 @@ def dry_run(
     *,
     max_bytes: int | None = None,
     rules: Sequence[tuple[str, int]] | None = None,
-    solver: Solver | Literal["slope"] = "gptq",
+    solver: Solver | Literal["slope"] | None = None,
     code_bytes: int = 0,
     length: int = 512,
     memory: int | None = None,
+    judged: int = 0,
 ) -> DryRun:
     """Predicts bytes, memory and time of `compress` after `calibrate`, both with the same arguments.
+
+    Args:
+        batches: of calibration, as `batches_of` makes them of `text`.
+        max_bytes, rules, solver, code_bytes: as `compress`; for `bpw` the bytes it stands for.
+        length: tokens the model sees at once.
+        memory: limit of the process; None for all statistics at once.
+        judged: tokens of held-out text that the guard compares on; 0 without a guard.
 
     Raises:
         BudgetError: the budget is below the smallest file predicted, or that of `rules`.
         QuantGolfError: neither a budget nor widths, nothing that can be quantized, rules that do not fit the names; as
             `look`.
     """
-    if max_bytes is None and rules is None:
-        raise QuantGolfError("neither max_bytes nor rules are given, expected a budget, widths by hand, or both")
+    Wish(max_bytes, by_hand=rules is not None)
+    solver = solver or ("slope" if rules is None else "gptq")
     seen = look(checkpoint, text, length=length)
     matrices, _ = choose(checkpoint, seen)
     if not matrices:
@@ -96,7 +108,9 @@ def dry_run(
     fixed = _fixed_bytes(checkpoint, matrices) + code_bytes
     smallest = fixed + plan_of(costs, dict.fromkeys(costs, WIDTHS[0])).predicted_bytes
     if solver == "slope":  # levels may take next to nothing, steps half a byte a row and a column
-        smallest = fixed + sum(rows + columns for rows, columns in sizes.values()) // 2
+        numbers = sum(rows * columns for rows, columns in sizes.values())
+        smallest = fixed + int(NEXT_TO_NOTHING * numbers) // 8
+        smallest += sum(rows + columns for rows, columns in sizes.values()) // 2
         least, which = smallest, "next to no bits for the weights"
     elif rules is not None:
         plan = plan_of(costs, widths_by_hand(rules, matrices))
@@ -110,7 +124,7 @@ def dry_run(
             least,
         )
     if solver == "slope" and max_bytes is not None:
-        plan = BitPlan({}, max_bytes - fixed, 0.0)
+        plan = BitPlan({}, min(max_bytes - fixed, useful_bytes(checkpoint, matrices)), 0.0)
     elif rules is None and max_bytes is not None:
         plan = allocate(costs, max_bytes - fixed)
     passes = 1 if memory is None else len(plan_groups(checkpoint, batches, memory))
@@ -126,7 +140,8 @@ def dry_run(
         memory_bytes=held + max(calibrating_bytes if memory is None else memory - held, solving_bytes),
         available_bytes=held + available_bytes(),
         calibrate_seconds=calibrating * passes,
-        solve_seconds=_solve_seconds(sizes, solver),
+        solve_seconds=_solve_seconds(sizes, solver)
+        + (_guard_seconds(sizes, judged * rehearsal.seconds / batch[0].numel()) if judged else 0.0),
         passes=passes,
         batches=len(batches),
         tokens=tokens,
@@ -215,6 +230,12 @@ def _solve_seconds(sizes: Mapping[str, tuple[int, int]], solver: Solver | Litera
             if k == columns:
                 total += preparing * (1 + SOLVES) + n / rows * (pricing + SOLVES * solving)
     return total
+
+
+def _guard_seconds(sizes: Mapping[str, tuple[int, int]], passing: float) -> float:
+    """Time to solve one width everywhere, priced as the budget loop is, and to compare two results on text; `passing`
+    is that of one forward and backward pass over it."""
+    return _solve_seconds(sizes, "gptq") + FORWARD * 4 * passing  # either result, each beside the float model
 
 
 def _slope_seconds(weight: Tensor, stats: WeightStats) -> tuple[float, float]:

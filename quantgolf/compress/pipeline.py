@@ -1,34 +1,39 @@
 """The entry points: from a checkpoint and text to the bytes of a file under the budget."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from torch import Tensor
 
-from quantgolf.allocate import plan_of, widths_by_hand
-from quantgolf.blob import pack
 from quantgolf.calibrate import collect
 from quantgolf.checkpoint import Checkpoint
-from quantgolf.compress.assembly import Assembly
-from quantgolf.compress.budget import fit
-from quantgolf.compress.candidates import Candidates
+from quantgolf.compress.fixed import FixedWidths
+from quantgolf.compress.guard import guarded, judge_on
+from quantgolf.compress.heldout import HeldOut
 from quantgolf.compress.matrices import NOTHING_TO_QUANTIZE, choose
+from quantgolf.compress.promise import divided, keep, refuse_blind, refuse_uncounted, wants_held_out
 from quantgolf.compress.refuse import refuse_unreachable
-from quantgolf.compress.result import Compressed, Progress, stage
-from quantgolf.compress.slope import compress_by_slope
+from quantgolf.compress.result import Compressed, Progress
+from quantgolf.compress.slope import OneSlope
+from quantgolf.compress.targets import Wish
+from quantgolf.compress.tune import TOKENS as TUNE_TOKENS
+from quantgolf.compress.tune import Tuning
 from quantgolf.data import Context, Corpus, calibration_batches, refuse_misfit
 from quantgolf.errors import QuantGolfError
 from quantgolf.ranks import Ranks
-from quantgolf.solve import WIDTHS, SolveOptions, Solver
+from quantgolf.solve import SolveOptions, Solver
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import BitPlan, Calibration
+from quantgolf.types import Calibration
 
+TOKENS = 32_768  # to calibrate on
 # Of a batch: logits are the largest tensor of a forward pass, and several of their size live at once.
 TOKENS_AT_ONCE, LOGITS_AT_ONCE = 4096, 1 << 23
+BLIND = "statistics alone come without text, expected some beside them; give it with --data (held_out=)"
 
 
 def batches_of(
-    text: Corpus, *, tokens: int = 32_768, length: int = 512, context: Context = "dense", one_by_one: bool = False
+    text: Corpus, *, tokens: int = TOKENS, length: int = 512, context: Context = "dense", one_by_one: bool = False
 ) -> list[tuple[Tensor, Tensor]]:
     """The batches `calibrate` runs: see `calibration_batches`. Their size depends on text and settings alone.
 
@@ -43,7 +48,7 @@ def calibrate(
     checkpoint: Checkpoint,
     text: Corpus,
     *,
-    tokens: int = 32_768,
+    tokens: int = TOKENS,
     length: int = 512,
     context: Context = "dense",
     seed: int = 0,
@@ -76,77 +81,101 @@ def compress(
     text: Corpus | Calibration,
     *,
     max_bytes: int | None = None,
+    bpw: float | None = None,
+    max_kl: float | None = None,
+    max_dbpb: float | None = None,
     rules: Sequence[tuple[str, int]] | None = None,
-    solver: Solver | Literal["slope"] = "gptq",
+    solver: Solver | Literal["slope"] | None = None,
     options: SolveOptions | None = None,
     trellis: Trellis | None = None,
     code_bytes: int = 0,
+    held_out: HeldOut | None = None,
+    guard: bool | None = None,
+    tuning: Tuning | Literal[False] | None = None,
     ranks: Ranks | None = None,
     progress: Progress | None = None,
 ) -> Compressed:
-    """Compresses a checkpoint into at most `max_bytes`, or to widths chosen by hand, or both.
+    """Compresses a checkpoint into a limit of bytes, into the smallest file that keeps a promise, or to widths chosen
+    by hand.
 
     Args:
         checkpoint: from `open_checkpoint`.
         text: to calibrate on, or what an earlier `calibrate` returned.
-        max_bytes: limit of the complete file plus `code_bytes`. Without it `rules` have to be given.
-        rules: widths by hand, pairs (pattern, width) as `parse_bits` returns them; without them the allocator
-            chooses.
-        solver: "rtn", "gptq_lite" or "gptq" at fixed widths; "slope" for steps from one slope, unclipped levels and no
-            widths at all.
+        max_bytes, bpw: limit of the complete file plus `code_bytes`, in bytes or in bits per parameter.
+        max_kl, max_dbpb: instead of a limit, what may be lost on held-out text, in bits per byte of it: KL to the
+            float model, or loss above the float model's.
+        rules: widths by hand, pairs (pattern, width) as `parse_bits` returns them, with or without a limit.
+        solver: "slope" for steps from one slope, unclipped levels and no widths at all; "rtn", "gptq_lite" or "gptq"
+            at fixed widths. None for "slope", and for "gptq" where there are `rules`.
         options: damping, column order and block size of GPTQ; None for the measured defaults.
-        trellis: of the slope's quantizer; None for 8 states.
-        code_bytes: raw bytes of source files that count towards the budget.
+        trellis: of the slope's quantizer; None for 32 states.
+        code_bytes: raw bytes of source files that count towards the limit.
+        held_out: text that the statistics have not seen, for promises and the guard. None for a part of `text`, which
+            is then not calibrated on; beside statistics there is none.
+        guard: whether the result is compared on held-out text with one width everywhere within the same bytes, and the
+            better one returned, which takes one more solve. None for yes where there is such text and no `rules`.
+        tuning: of what stays continuous, after a solve by "slope" into a limit. None for the defaults of `Tuning` on
+            `text` where that is a text and some of it is held out; False for none.
         ranks: the processes that share the work; None for this one alone. All of them get the result.
         progress: called with (stage, done, total).
 
     Raises:
         BudgetError: the budget cannot be met; refused before calibration where that can be told without it.
-        QuantGolfError: neither a budget nor widths, text too short, or statistics of another model.
+        QuantGolfError: not exactly one thing asked for, a promise that no file keeps, text too short, no held-out text
+            where it is needed, or statistics of another model.
     """
-    if max_bytes is None and rules is None:
-        raise QuantGolfError("neither max_bytes nor rules are given, expected a budget, widths by hand, or both")
+    wish = Wish(max_bytes, bpw, max_kl, max_dbpb, by_hand=rules is not None)
+    limit = wish.limit(checkpoint.parameters)
+    solver = solver or ("slope" if rules is None else "gptq")
+    if rules is not None and solver == "slope":
+        raise QuantGolfError("one slope has a budget and no widths, expected max_bytes and no rules; leave --bits out")
+    if isinstance(tuning, Tuning) and (solver != "slope" or limit is None):
+        raise QuantGolfError("tuning follows a solve by one slope into a limit, expected solver slope and a limit")
+    notes: tuple[str, ...] = ()
+    wanted = wants_held_out(wish, guard)
     if not isinstance(text, Calibration):
-        if max_bytes is not None:
-            refuse_unreachable(checkpoint, max_bytes, rules=rules, solver=solver, code_bytes=code_bytes)
+        if limit is not None:
+            refuse_unreachable(checkpoint, limit, rules=rules, solver=solver, code_bytes=code_bytes)
+        if wanted and held_out is None:
+            tokens = TUNE_TOKENS if tuning is None and solver == "slope" and limit is not None else 0
+            text, held_out, notes = divided(checkpoint, text, wish, guard, tokens=max(TOKENS, tokens))
+        if tuning is None and held_out is not None and solver == "slope" and limit is not None:
+            tuning = Tuning(text, held_out)
         text = calibrate(checkpoint, text, ranks=ranks, progress=progress)
+    if wanted and held_out is None and not notes:
+        notes = (refuse_blind(wish, guard, BLIND),)
+    if held_out is not None:
+        refuse_uncounted(wish, held_out.text.counted)
     matrices, kept = choose(checkpoint, text)
     if not matrices:
         raise QuantGolfError(NOTHING_TO_QUANTIZE)
     options = options or SolveOptions()
-    if solver == "slope":
-        if max_bytes is None or rules is not None:
-            raise QuantGolfError(
-                "one slope has a budget and no widths, expected max_bytes and no rules; leave --bits out"
-            )
-        return compress_by_slope(
-            checkpoint, matrices, kept, text.stats, max_bytes=max_bytes, options=options,
-            trellis=trellis or Trellis(), code_bytes=code_bytes, ranks=ranks, progress=progress,
-        )  # fmt: skip
-    candidates = Candidates(matrices, text.stats, solver, options, ranks)
-    assembly = Assembly(checkpoint, candidates)
-    chosen = None if rules is None else widths_by_hand(rules, matrices)
-    widths = {name: WIDTHS if chosen is None else range(chosen[name], chosen[name] + 1) for name in matrices}
-    costs = candidates.predict(widths, stage(progress, "predicting"))
-    if max_bytes is None and chosen is not None:
-        plan = plan_of(costs, chosen)
-        candidates.solve(plan.bits, stage(progress, "solving"))
-    elif max_bytes is not None:
-        plan = fit(
-            candidates, costs, lambda bits: code_bytes + len(assembly.file(bits)), max_bytes, stage(progress, "solving")
-        )
-    coded = assembly.coded(plan.bits)
-    data = pack(coded, assembly.header.model)
-    return Compressed(
-        data=data,
-        header=assembly.header,
-        coded=coded,
-        plan=BitPlan(plan.bits, len(data), plan.predicted_loss),
-        reports={name: solved.report for name, solved in candidates.solve(plan.bits).items()},
-        kept=kept,
-        code_bytes=code_bytes,
-        parameters=checkpoint.parameters,
-    )
+    fixed = FixedWidths(
+        checkpoint, matrices, kept, text.stats, "gptq" if solver == "slope" else solver, options, code_bytes, ranks,
+        progress,
+    )  # fmt: skip
+    if rules is not None:
+        return fixed.by_hand(rules, limit)
+    slope = OneSlope(checkpoint, matrices, kept, text.stats, options, trellis or Trellis(), code_bytes, ranks, progress)
+
+    def filled(most: int) -> Compressed:
+        return fixed.within(most) if solver != "slope" else slope.within(most, tuning or None)
+
+    if held_out is None or not wanted:
+        assert limit is not None
+        result = filled(limit)
+        return replace(result, notes=(*result.notes, *notes))
+    judge = judge_on(held_out, checkpoint, ranks, progress)
+    if wish.promise is not None:
+        result, own = keep(slope if solver == "slope" else fixed, wish.promise, judge)
+    else:
+        assert limit is not None
+        result = filled(limit)
+        own = judge(result)
+    if guard is False:
+        return replace(result, held_out=own)
+    within = len(result.data) + code_bytes if limit is None else limit
+    return guarded(result, own, solver, fixed, judge, within, wish.promise)
 
 
 def counter(

@@ -29,11 +29,11 @@ def refuse_unreachable(
     max_bytes: int,
     *,
     rules: Sequence[tuple[str, int]] | None = None,
-    solver: Solver | Literal["slope"] = "gptq",
+    solver: Solver | Literal["slope"] | None = None,
     code_bytes: int = 0,
     length: int = 512,
 ) -> None:
-    """Refuses a budget that no widths (or not those of `rules`) can meet, within `MARGIN` of certainty.
+    """Refuses a budget that no slope or no widths (or not those of `rules`) can meet, within `MARGIN` of certainty.
 
     What lies within the margin is decided after calibration. Budgets so large that any codes fit cost no time.
 
@@ -44,6 +44,7 @@ def refuse_unreachable(
         BudgetError: the smallest file takes more; `nearest` is a size that surely suffices.
         QuantGolfError: rules that do not fit the checkpoint's names.
     """
+    solver = solver or ("slope" if rules is None else "gptq")
     matrices, _ = choose(checkpoint, with_late_ones(look(checkpoint, length=length)))
     bits = dict.fromkeys(matrices, WIDTHS[0]) if rules is None else widths_by_hand(rules, matrices)
     sizes = {name: matrices.size(name) for name in matrices}

@@ -1,278 +1,201 @@
-"""One slope under a byte budget: the one number c that all steps share is found so that the file just fits.
+"""One slope, asked for bytes, or for a promise: then models are solved at some slopes and none is fitted to bytes.
 
-The size predicted from the steps alone gives the first c; two or three real solves and encodes correct it. In the end
-a solution just under the budget and one just over it are mixed, matrix by matrix, which spends most of the bytes that
-are left.
+`slope_solver` solves all matrices at a slope, `slope_size` says what levels will take, `slope_budget` finds the slope,
+`tune` moves what stays continuous.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from scipy.special import ndtr
+from torch import Tensor
 
 from quantgolf.blob import VERSION, pack
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.matrices import Matrices
-from quantgolf.compress.result import Compressed, Progress, stage
+from quantgolf.compress.result import Compressed, Progress, TuneReport, stage
+from quantgolf.compress.slope_budget import NEXT_TO_NOTHING, SlopeFit
+from quantgolf.compress.slope_solver import Draft, OnSlope, SlopeSolver
+from quantgolf.compress.student import Student, Tuned
+from quantgolf.compress.targets import coarsest
+from quantgolf.compress.tune import Tuning, kl_of, tune
 from quantgolf.encode import Entry, Leveled, encode_model
 from quantgolf.errors import BudgetError
 from quantgolf.ranks import Ranks
 from quantgolf.solve import SolveOptions
-from quantgolf.solve.slope import RESOLUTION, Grid, prepare_slope, solve_slope
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import BitPlan, BlobHeader, CodedModel, Exponents, SolveReport, WeightStats
+from quantgolf.types import BitPlan, BlobHeader, CodedModel, WeightStats
 
-ROUNDS = 8
-NEXT_TO_NOTHING = 0.02  # bits a weight: the least that is tried
-ENOUGH = 2e-5  # of the budget: so little left is not worth another encode
-CLOSE = 2e-3  # of the budget: solutions this near to it, one on each side, are worth mixing
-WIDEST = 4 * 40  # predicted spreads beyond this many quarter octaves cost a bit for every four more
+# Bits a weight: what is tried first, and at most: files of 14 have a KL of 4e-7 on an untrained model.
+FIRST, MOST = 4.0, 14.0
+FINE_BITS = 4.5  # of a tuned row or column, where nothing is known yet: room that is left for them
 
-
-@dataclass(frozen=True)
-class OnSlope:
-    """A matrix solved on the grid of one slope: levels int32 or int16 [N, K], and its steps."""
-
-    levels: NDArray[np.int32] | NDArray[np.int16]
-    exponents: Exponents
-    report: SolveReport
+Solved = Mapping[str, Draft | OnSlope]
 
 
-Solution = dict[str, OnSlope]
-Value = TypeVar("Value")
-Size = Callable[[Mapping[str, OnSlope]], int]
-
-
-class SlopeSolver:
-    """Solves all matrices at any slope; with several ranks each does a share and all know all results."""
+class OneSlope:
+    """Files of matrices on the grid of one slope."""
 
     def __init__(
         self,
+        checkpoint: Checkpoint,
         matrices: Matrices,
+        kept: dict[str, str],
         stats: Mapping[str, WeightStats],
         options: SolveOptions,
         trellis: Trellis,
+        code_bytes: int = 0,
         ranks: Ranks | None = None,
+        progress: Progress | None = None,
     ) -> None:
-        self.matrices, self.stats, self.options, self.trellis = matrices, stats, options, trellis
-        self.ranks, self.names = ranks or Ranks(), list(matrices)
-        self._grids: dict[str, Grid] = {}
+        self.checkpoint, self.matrices, self.kept, self.stats = checkpoint, matrices, kept, stats
+        self.options, self.trellis, self.code_bytes = options, trellis, code_bytes
+        self.ranks, self.progress = ranks, progress
 
-    def grids(self, progress: Callable[[int, int], None] | None = None) -> dict[str, Grid]:
-        """The grid of every matrix; factors are made again when they are needed, one at a time."""
-        if not self._grids:
-            found = self._spread(
-                lambda name: prepare_slope(self.matrices[name], self.stats[name], self.options)[0], progress
-            )
-            self._grids = dict(zip(self.names, found, strict=True))
-        return self._grids
+    def within(self, max_bytes: int, tuning: Tuning | None = None) -> Compressed:
+        """The file that fills `max_bytes`, code counted, or as much of them as has a use.
 
-    def solve(self, slope: float, progress: Callable[[int, int], None] | None = None) -> Solution:
-        """Every matrix at this slope."""
-        grids = self.grids()
+        Args:
+            max_bytes: of file and code.
+            tuning: of what stays continuous, after the solve; None for none.
 
-        def work(name: str) -> OnSlope:
-            weight, stats = self.matrices[name], self.stats[name]
-            _, factor = prepare_slope(weight, stats, self.options)
-            row, column, spread = grids[name].powers(slope)
-            levels = solve_slope(weight, factor, row, column, self.trellis, self.options.block_size)
-            exponents = Exponents(torch.from_numpy(row), torch.from_numpy(column), spread)
-            steps = exponents.steps()
-            assert steps.column is not None
-            restored = torch.from_numpy(levels).float() * (steps.row[:, None] * steps.column)
-            report = SolveReport(
-                name, "slope", bits_of(levels, self.trellis), stats.loss(restored - weight),
-                factor.damp, factor.retries, int(factor.dead.sum()),
-            )  # fmt: skip
-            narrow = levels.astype(np.int16) if np.abs(levels).max(initial=0) < 2**15 else levels
-            return OnSlope(narrow, exponents, report)
+        Raises:
+            BudgetError: no slope fits.
+        """
+        useful = self.code_bytes + useful_bytes(self.checkpoint, self.matrices)
+        notes = (f"the limit leaves room for more than {MOST:g} bits a weight, which buys nothing",)
+        limit = min(max_bytes, useful)
+        solver = self._solver()
+        fit = SlopeFit(solver, stage(self.progress, "solving"))
+        tuned, report = None, None
+        drafts = fit.within(limit, self._size)
+        if tuning is not None:
+            tuned, report = self._tuned(fit, limit, tuning)
+        if tuning is not None and tuned is not None and report is not None:
+            with_tuned = fit.within(limit, lambda drafts: self._size(drafts, tuned))
+            before, after = self._measured([(drafts, None), (with_tuned, tuned)], tuning)
+            if after < before:
+                drafts, report = with_tuned, replace(report, before=before, after=after)
+            else:
+                note = f"at equal bytes it raises KL on held-out text from {before:.5f} to {after:.5f} nats a token"
+                tuned, report = None, replace(report, before=before, after=before, note=note)
+        result = self._file(solver.priced(drafts), tuned, report)
+        return replace(result, notes=notes) if max_bytes > useful else result
 
-        return dict(zip(self.names, self._spread(work, progress), strict=True))
+    def smallest(self, value_of: Callable[[Compressed], float], most: float) -> Compressed | None:
+        """The smallest file found whose `value_of` is at most `most`; None where no file keeps it.
 
-    def predicted_bits(self, slope: float) -> float:
-        """Bits of all codes at a slope, as if weights were Gaussian with their matrix' spread."""
-        return sum(self._bits(grid, slope) for grid in self.grids().values())
+        Args:
+            value_of: the same number on all ranks; see `coarsest`.
+            most: above 0.
+        """
+        solver = self._solver()
+        files: dict[float, Compressed] = {}
 
-    def _bits(self, grid: Grid, slope: float) -> float:
-        row, column, spread = grid.powers(slope)
-        rows, columns = (np.bincount(side.astype(np.int64) - side.min()) for side in (row, column))
-        sums = np.convolve(rows, columns)
-        ratio = spread - (int(row.min()) + int(column.min())) - np.arange(len(sums))
-        # A trellis chooses among levels two apart; with one state they are one apart.
-        return float(sums @ gaussian_bits(ratio - (RESOLUTION if self.trellis.states > 1 else 0)))
+        def value_at(power: float) -> float:
+            solution = solver.solve(2.0**power, stage(self.progress, f"solving, try {len(files) + 1}"))
+            files[power] = self._file(solution)
+            return value_of(files[power])
 
-    def _spread(self, work: Callable[[str], Value], progress: Callable[[int, int], None] | None) -> list[Value]:
-        costs = [float(sum(self.matrices.size(name))) * self.matrices.size(name)[1] ** 2 for name in self.names]
-        total = len(self.names)
-        done = None if progress is None else lambda count: progress(min(count, total), total)
-        return self.ranks.spread(costs, lambda job: work(self.names[job]), done)
+        numbers = sum(math.prod(self.matrices.size(name)) for name in self.matrices)
+        start, low, high = (_power_for(solver, bits * numbers) for bits in (FIRST, MOST, NEXT_TO_NOTHING))
+        best = coarsest(value_at, most, start, low, high)
+        return None if best is None else files[best]
 
+    def _solver(self) -> SlopeSolver:
+        solver = SlopeSolver(self.matrices, self.stats, self.options, self.trellis, self.ranks)
+        solver.grids(stage(self.progress, "pricing"))
+        return solver
 
-def gaussian_bits(power: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Entropy of Gaussian numbers with standard deviation 2^(power / 4), rounded to integers."""
-    table = _gaussian_bits()
-    beyond = np.maximum(0, power - 40)
-    found: NDArray[np.float64] = table[np.clip(power, -WIDEST, 40) + WIDEST] + beyond / RESOLUTION
-    return found
+    def _tuned(self, fit: SlopeFit, limit: int, tuning: Tuning) -> tuple[Tuned | None, TuneReport]:
+        """What one process finds for a solution that leaves room for tuned steps."""
+        room = math.ceil(FINE_BITS / 8 * sum(sum(self.matrices.size(name)) for name in self.matrices))
+        try:
+            drafts = fit.within(limit, lambda drafts: self._size(drafts) + room)
+        except BudgetError:
+            return None, TuneReport(0, 0.0, math.nan, math.nan, note="the limit leaves no room for tuned steps")
 
+        def work(_: int) -> tuple[Tuned | None, TuneReport]:
+            restored = {name: _restored(draft) for name, draft in drafts.items()}
+            price = room / sum(weight.numel() for weight in restored.values())
+            progress = stage(self.progress, "tuning")
+            return tune(self.checkpoint, self.matrices.blocks, restored, tuning, price=price, progress=progress)
 
-@cache
-def _gaussian_bits() -> NDArray[np.float64]:
-    """`gaussian_bits` of the powers -WIDEST to 40."""
-    table = np.empty(WIDEST + 41)
-    for index in range(len(table)):
-        share = np.diff(ndtr((np.arange(-9000, 9001) + 0.5) / 2 ** ((index - WIDEST) / RESOLUTION)))
-        share = share[share > 0]
-        table[index] = -(share * np.log2(share)).sum()
-    return table
+        return (self.ranks or Ranks()).spread([1.0], work)[0]
 
+    def _measured(self, found: Sequence[tuple[Solved, Tuned | None]], tuning: Tuning) -> list[float]:
+        """KL to the float model on held-out text, nats a token, of solutions and what was tuned of them."""
 
-def bits_of(levels: NDArray[np.int32], trellis: Trellis) -> float:
-    """Entropy of what is coded of levels, by one histogram, bits a weight; the file's contexts take less."""
-    coded = levels if trellis.states == 1 else np.sign(levels) * ((np.abs(levels) + 1) // 2)
-    counts = np.unique(coded, return_counts=True)[1] / max(1, levels.size)
-    return float(-(counts * np.log2(counts)).sum())
+        def work(_: int) -> list[float]:
+            values = []
+            for solution, tuned in found:
+                restored = {name: _restored(solved) for name, solved in solution.items()}
+                student = Student(self.checkpoint, self.matrices.blocks, restored)
+                if tuned is not None:
+                    student.put(tuned)
+                values.append(kl_of(student, tuning.batches(tuning.held_out.text)))
+            return values
 
+        return (self.ranks or Ranks()).spread([1.0], work)[0]
 
-def fit_slope(
-    solver: SlopeSolver, size_of: Size, max_bytes: int, progress: Callable[[int, int], None] | None = None
-) -> Solution:
-    """The solution whose complete file takes at most `max_bytes` and little less.
+    def _coded(self, solution: Solved, tuned: Tuned | None = None) -> CodedModel:
+        inside: dict[str, list[Leveled]] = {}
+        for name, solved in solution.items():
+            block, levels, exponents = self.matrices.blocks[name], solved.levels.astype(np.int32), solved.exponents
+            if tuned is not None:
+                fine = tuned.fine_row.get(name), tuned.fine_column.get(name)
+                exponents = replace(exponents, fine_row=fine[0], fine_column=fine[1])
+            inside.setdefault(block.parameter, []).append(Leveled(block, exponents, torch.from_numpy(levels)))
+        kept = {} if tuned is None else tuned.kept
+        entries = [
+            Entry(name, kept.get(name, tensor), tuple(inside.get(name, ())), self.checkpoint.aliases.get(name, ()))
+            for name, tensor in self.checkpoint.tensors.items()
+        ]
+        return encode_model(entries, self.trellis)
 
-    Args:
-        solver: of all matrices.
-        size_of: bytes of the complete file of a solution, and whatever else counts towards the budget.
-        max_bytes: for all of that.
-        progress: called with (solved, to solve) of the round under way.
+    def _size(self, solution: Solved, tuned: Tuned | None = None) -> int:
+        return self.code_bytes + len(pack(self._coded(solution, tuned), self.checkpoint.description))
 
-    Raises:
-        BudgetError: no slope fits.
-    """
-    sizes = {name: math.prod(solver.matrices.size(name)) for name in solver.names}
-    least = NEXT_TO_NOTHING * sum(sizes.values())
-    power = _slope_for(solver, max(8.0 * max_bytes, least))
-    under: tuple[float, Solution, int] | None = None
-    over: tuple[float, Solution, int] | None = None
-    for _ in range(ROUNDS):
-        solution = solver.solve(2.0**power, progress)
-        size = size_of(solution)
-        if size <= max_bytes:
-            under = (power, solution, size) if under is None or size > under[2] else under
-        else:
-            over = (power, solution, size) if over is None or size < over[2] else over
-        if under is not None and over is not None and over[2] - under[2] <= 2 * CLOSE * max_bytes:
-            break
-        aim = max_bytes * (1 + (CLOSE / 2 if over is None else -CLOSE / 2))
-        # The codes' bits change as predicted from here, whatever the file's size is in itself.
-        before, power = power, _slope_for(solver, max(least, solver.predicted_bits(2.0**power) - 8 * (size - aim)))
-        if power == before:  # no fewer bits are asked for
-            break
-    if under is None:
-        assert over is not None
-        nearest = over[2]
-        raise BudgetError(
-            f"budget of {max_bytes:,} bytes cannot be met: with next to no bits for the weights file and code take "
-            f"{nearest:,}; give --max-bytes {nearest} or more, or a smaller model",
-            nearest,
+    def _file(
+        self, solution: Mapping[str, OnSlope], tuned: Tuned | None = None, report: TuneReport | None = None
+    ) -> Compressed:
+        coded = self._coded(solution, tuned)
+        data = pack(coded, self.checkpoint.description)
+        reports = {name: solved.report for name, solved in solution.items()}
+        return Compressed(
+            data=data,
+            header=BlobHeader(VERSION, self.checkpoint.description),
+            coded=coded,
+            plan=BitPlan({}, len(data), sum(report.loss for report in reports.values())),
+            reports=reports,
+            kept=self.kept,
+            code_bytes=self.code_bytes,
+            parameters=self.checkpoint.parameters,
+            tuning=report,
         )
-    return under[1] if over is None else _mixed(under[1], over[1], size_of, max_bytes, sizes)
 
 
-def _slope_for(solver: SlopeSolver, bits: float) -> float:
-    """log2 of the slope at which codes should take so many bits."""
+def _restored(draft: Draft | OnSlope) -> Tensor:
+    steps = draft.exponents.steps()
+    assert steps.column is not None
+    return torch.from_numpy(draft.levels).float() * (steps.row[:, None] * steps.column)
+
+
+def useful_bytes(checkpoint: Checkpoint, matrices: Matrices) -> int:
+    """Bytes beyond which a file gains nothing: `MOST` bits a weight, and what is kept as the checkpoint has it."""
+    numbers: dict[str, int] = {}
+    for name, block in matrices.blocks.items():
+        numbers[block.parameter] = numbers.get(block.parameter, 0) + math.prod(matrices.size(name))
+    whole = sum(t.nbytes - numbers.get(name, 0) * t.element_size() for name, t in checkpoint.tensors.items())
+    return whole + math.ceil(MOST / 8 * sum(numbers.values()))
+
+
+def _power_for(solver: SlopeSolver, bits: float) -> float:
+    """log2 of the slope at which all codes are predicted to take so many bits."""
     low, high = -60.0, 60.0
     for _ in range(50):
         middle = (low + high) / 2
-        if solver.predicted_bits(2.0**middle) > bits:
-            low = middle
-        else:
-            high = middle
+        low, high = (middle, high) if solver.predicted_bits(2.0**middle) > bits else (low, middle)
     return high
-
-
-def _mixed(under: Solution, over: Solution, size_of: Size, max_bytes: int, sizes: Mapping[str, int]) -> Solution:
-    """As much of the larger solution as fits: as many of the largest matrices, then what smaller ones still do."""
-    names = sorted(under, key=lambda name: -sizes[name])
-    fits, too_many, best = 0, len(names), under
-    while too_many - fits > 1:
-        count = (fits + too_many) // 2
-        mixed = {name: (over if name in names[:count] else under)[name] for name in under}
-        if size_of(mixed) <= max_bytes:
-            fits, best = count, mixed
-        else:
-            too_many = count
-    room = max_bytes - size_of(best)
-    for name in names[fits:]:
-        # By the histograms of both; what would not fit by them is not tried.
-        if sizes[name] * (over[name].report.bits - under[name].report.bits) > 8 * room:
-            continue
-        mixed = {**best, name: over[name]}
-        size = size_of(mixed)
-        if size <= max_bytes:
-            best, room = mixed, max_bytes - size
-        if room <= max_bytes * ENOUGH:
-            break
-    return best
-
-
-def compress_by_slope(
-    checkpoint: Checkpoint,
-    matrices: Matrices,
-    kept: dict[str, str],
-    stats: Mapping[str, WeightStats],
-    *,
-    max_bytes: int,
-    options: SolveOptions,
-    trellis: Trellis,
-    code_bytes: int = 0,
-    ranks: Ranks | None = None,
-    progress: Progress | None = None,
-) -> Compressed:
-    """Compresses chosen matrices of a checkpoint into at most `max_bytes` with one slope; see `compress`.
-
-    Raises:
-        BudgetError: no slope fits.
-    """
-    solver = SlopeSolver(matrices, stats, options, trellis, ranks)
-    solver.grids(stage(progress, "pricing"))
-    inside: dict[str, list[str]] = {}
-    for name, block in matrices.blocks.items():
-        inside.setdefault(block.parameter, []).append(name)
-
-    def coded(solution: Mapping[str, OnSlope]) -> CodedModel:
-        entries = []
-        for parameter, tensor in checkpoint.tensors.items():
-            leveled = tuple(
-                Leveled(
-                    matrices.blocks[name],
-                    solution[name].exponents,
-                    torch.from_numpy(solution[name].levels.astype(np.int32)),
-                )
-                for name in inside.get(parameter, ())
-            )
-            entries.append(Entry(parameter, tensor, leveled, checkpoint.aliases.get(parameter, ())))
-        return encode_model(entries, trellis)
-
-    def size_of(solution: Mapping[str, OnSlope]) -> int:
-        return code_bytes + len(pack(coded(solution), checkpoint.description))
-
-    solution = fit_slope(solver, size_of, max_bytes, stage(progress, "solving"))
-    result = coded(solution)
-    data = pack(result, checkpoint.description)
-    reports = {name: solved.report for name, solved in solution.items()}
-    return Compressed(
-        data=data,
-        header=BlobHeader(VERSION, checkpoint.description),
-        coded=result,
-        plan=BitPlan({}, len(data), sum(report.loss for report in reports.values())),
-        reports=reports,
-        kept=kept,
-        code_bytes=code_bytes,
-        parameters=checkpoint.parameters,
-    )

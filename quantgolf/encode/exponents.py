@@ -1,7 +1,8 @@
 """Steps in quarter octaves as bytes: 2 to 4 bits a row and a column, 16 in fp16.
 
 What two matrices have in common is how their exponents scatter, not where: each says its smallest ones, and the
-differences above them share one stream for all rows and one for all columns of a model.
+differences above them share one stream for all rows and one for all columns of a model. What tuning adds to them has
+two streams of its own, and none where nothing was tuned.
 """
 
 from collections.abc import Sequence
@@ -19,10 +20,13 @@ from quantgolf.types import Exponents
 LARGEST = 1 << 12
 WIDEST = 255
 WHAT = "the stream of exponents"
+NONE = varint(0)  # in place of a stream
+ZERO = np.uint8(0x80)
 
 
 def encode_exponents(matrices: Sequence[tuple[str, Exponents]]) -> bytes:
-    """For each matrix its smallest row and column exponent and its spread, then the streams of rows and of columns.
+    """For each matrix its smallest row and column exponent and its spread, then the streams of rows and of columns,
+    and those of what tuning added to each if it added anything.
 
     Args:
         matrices: names for messages, and exponents that `check_exponents` lets pass.
@@ -46,7 +50,11 @@ def encode_exponents(matrices: Sequence[tuple[str, Exponents]]) -> bytes:
             parts.append(above.astype(np.uint8))
             head += varint(_zigzag(smallest))
         head += varint(_zigzag(exponents.spread))
-    return bytes(head) + _join(rows) + _join(columns)
+    fine = [
+        _join_fine([each.fine_row for _, each in matrices], [len(each.row) for _, each in matrices]),
+        _join_fine([each.fine_column for _, each in matrices], [len(each.column) for _, each in matrices]),
+    ]
+    return bytes(head) + _join(rows) + _join(columns) + (b"" if fine == [NONE, NONE] else b"".join(fine))
 
 
 def decode_exponents(payload: bytes, matrices: Sequence[tuple[str, tuple[int, int]]]) -> list[Exponents]:
@@ -59,10 +67,16 @@ def decode_exponents(payload: bytes, matrices: Sequence[tuple[str, tuple[int, in
     heads = [[_signed(cursor.varint()) for _ in range(3)] for _ in matrices]
     rows = _split(cursor, [shape[0] for _, shape in matrices])
     columns = _split(cursor, [shape[1] for _, shape in matrices])
+    tuned = cursor.left > 0
+    fine_rows = _split_fine(cursor, [shape[0] for _, shape in matrices]) if tuned else [None] * len(matrices)
+    fine_columns = _split_fine(cursor, [shape[1] for _, shape in matrices]) if tuned else [None] * len(matrices)
     cursor.finish()
+    if tuned and all(fine is None for fine in (*fine_rows, *fine_columns)):
+        raise FormatError(f"{WHAT} has two empty streams of tuned steps, expected none; {DAMAGED}")
     found = []
-    for (name, shape), (row, column, spread), *above in zip(matrices, heads, rows, columns, strict=True):
-        exponents = Exponents(_raised(name, row, above[0]), _raised(name, column, above[1]), spread)
+    parts = zip(matrices, heads, rows, columns, fine_rows, fine_columns, strict=True)
+    for (name, shape), (row, column, spread), rows_above, columns_above, *fine in parts:
+        exponents = Exponents(_raised(name, row, rows_above), _raised(name, column, columns_above), spread, *fine)
         check_exponents(name, exponents, shape)
         found.append(exponents)
     return found
@@ -72,8 +86,8 @@ def check_exponents(name: str, exponents: Exponents, shape: tuple[int, int]) -> 
     """Refuses exponents that do not fit a matrix [N, K] or the format.
 
     Raises:
-        FormatError: another dtype or shape than int16 [N] and [K], an exponent or spread beyond ±2^12, or steps
-            whose products overflow fp32.
+        FormatError: another dtype or shape than int16 [N] and [K], int8 for what tuning adds, an exponent or spread
+            beyond ±2^12, or steps whose products overflow fp32.
     """
     for what, values, count in (("row", exponents.row, shape[0]), ("column", exponents.column, shape[1])):
         if values.dtype != torch.int16 or values.shape != (count,):
@@ -85,6 +99,9 @@ def check_exponents(name: str, exponents: Exponents, shape: tuple[int, int]) -> 
             raise FormatError(
                 f"{name} has {what} exponents from {int(values.min())} to {int(values.max())}, expected ±{LARGEST}"
             )
+    for what, fine, count in (("row", exponents.fine_row, shape[0]), ("column", exponents.fine_column, shape[1])):
+        if fine is not None and (fine.dtype != torch.int8 or fine.shape != (count,)):
+            raise FormatError(f"{name} has {fine.dtype} fine {what}s {list(fine.shape)}, expected torch.int8 [{count}]")
     if abs(exponents.spread) > LARGEST:
         raise FormatError(f"{name} has a spread of {exponents.spread} quarter octaves, expected ±{LARGEST}")
     check_levels(name, exponents, 1)
@@ -98,9 +115,9 @@ def check_levels(name: str, exponents: Exponents, largest: int) -> None:
     """
     if not len(exponents.row) or not len(exponents.column):
         return
-    ends = Exponents(exponents.row.max()[None], exponents.column.max()[None], exponents.spread).steps()
-    assert ends.column is not None
-    if not (torch.tensor([largest]).float() * (ends.row * ends.column)).isfinite():
+    steps = exponents.steps()
+    assert steps.column is not None
+    if not (torch.tensor(largest).float() * (steps.row.max() * steps.column.max())).isfinite():
         raise FormatError(
             f"{name} has levels up to {largest} and steps up to 2^({int(exponents.row.max())}/4) times "
             f"2^({int(exponents.column.max())}/4), expected products that are finite in fp32"
@@ -115,6 +132,25 @@ def _join(parts: Sequence[NDArray[np.uint8]]) -> bytes:
 def _split(cursor: Cursor, counts: Sequence[int]) -> list[NDArray[np.uint8]]:
     values = decode_stream(cursor.take(cursor.varint()), sum(counts), WHAT)
     return np.split(values, np.cumsum(counts)[:-1])
+
+
+def _join_fine(parts: Sequence[Tensor | None], counts: Sequence[int]) -> bytes:
+    if all(fine is None or not fine.any() for fine in parts):
+        return NONE
+    pairs = zip(parts, counts, strict=True)
+    return _join([np.full(n, ZERO) if fine is None else fine.cpu().numpy().view(np.uint8) ^ ZERO for fine, n in pairs])
+
+
+def _split_fine(cursor: Cursor, counts: Sequence[int]) -> list[Tensor | None]:
+    """What tuning adds to each matrix; None for those it adds nothing to."""
+    size = cursor.varint()
+    if size == 0:
+        return [None] * len(counts)
+    values = decode_stream(cursor.take(size), sum(counts), WHAT) ^ ZERO
+    if not values.any():
+        raise FormatError(f"{WHAT} has a stream of tuned steps that tunes none, expected it to be left out; {DAMAGED}")
+    parts = np.split(values.view(np.int8), np.cumsum(counts)[:-1])
+    return [torch.from_numpy(part.copy()) if part.any() else None for part in parts]
 
 
 def _raised(name: str, smallest: int, above: NDArray[np.uint8]) -> Tensor:

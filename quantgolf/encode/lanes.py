@@ -81,6 +81,75 @@ def symbols_of(
     return -1
 
 
+@numba.njit(inline="always")
+def _symbol(level: int, odd: int, scalar: bool) -> int:
+    """The symbol of a level that a state with this parity allows."""
+    k = level if scalar else (level + (odd if level > 0 else -odd)) >> 1 if level != 0 else 0
+    return min(max(k + ZERO, FIRST), LAST)
+
+
+@numba.njit(inline="always")
+def _level(k: int, odd: int, scalar: bool) -> int:
+    """The level that k stands for in a state with this parity."""
+    return k if scalar else 2 * k - (odd if k > 0 else -odd if k < 0 else 0)
+
+
+@numba.njit(cache=True, nogil=True)
+def count_levels(
+    levels: NDArray[np.int32],
+    row: NDArray[np.int64],
+    column: NDArray[np.int64],
+    after: NDArray[np.int64],
+    restart: int,
+    counts: NDArray[np.int64],
+) -> int:
+    """Adds the symbols of levels [K, N] to `counts` [spreads, 2, 256]; that of weight (i, j) is column[j] - row[i].
+
+    Returns the bytes of what escapes hold.
+    """
+    scalar, excess = len(after) == 1, 0
+    for j in range(len(column)):
+        state = 0
+        for i in range(len(row)):
+            if i % restart == 0:
+                state = 0
+            level = int(levels[j, i])
+            symbol = _symbol(level, state & 1, scalar)
+            counts[column[j] - row[i], state & 1, symbol] += 1
+            if symbol in (FIRST, LAST):
+                left = (abs(level) if scalar else (abs(level) + 1) >> 1) - ZERO
+                excess += 1
+                while left >= 128:
+                    left >>= 7
+                    excess += 1
+            state = int(after[state, label_of(level)])
+    return excess
+
+
+@numba.njit(cache=True, nogil=True)
+def segment_bits(
+    levels: NDArray[np.int32] | NDArray[np.int16],
+    row: NDArray[np.int64],
+    column: NDArray[np.int64],
+    class_at: NDArray[np.uint8],
+    costs: NDArray[np.float64],
+    after: NDArray[np.int64],
+    restart: int,
+    bits: NDArray[np.float64],
+) -> None:
+    """Adds what levels [K, N] cost to `bits` of their segments; `costs` [2 · classes, 256], odd states second."""
+    scalar = len(after) == 1
+    for j in range(len(column)):
+        for first in range(0, len(row), restart):
+            state, total = 0, 0.0
+            for i in range(first, min(first + restart, len(row))):
+                level = int(levels[j, i])
+                context = int(class_at[column[j] - row[i]]) << 1 | (state & 1)
+                total += costs[context, _symbol(level, state & 1, scalar)]
+                state = int(after[state, label_of(level)])
+            bits[first // restart] += total
+
+
 @numba.njit(cache=True, nogil=True)
 def classes_of(
     row: NDArray[np.int64],
@@ -93,8 +162,10 @@ def classes_of(
     at = 0
     for j in range(len(column)):
         for i in range(len(row)):
-            classes[at] = class_at[column[j] - row[i]] << 1 | (i % restart == 0)
-            at += 1
+            classes[at + i] = class_at[column[j] - row[i]] << 1
+        for i in range(0, len(row), restart):
+            classes[at + i] |= 1
+        at += len(row)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -161,6 +232,12 @@ def decode_lanes(
     block = np.empty((BLOCK, lanes), dtype=np.uint16)
     found = np.empty((BLOCK, lanes), dtype=np.int32)
     machines = np.zeros(lanes, dtype=np.int64)
+    level_of, next_machine = np.empty((2, 256), dtype=np.int32), np.empty((len(after), 256), dtype=np.int64)
+    for symbol in range(256):
+        for odd in range(2):
+            level_of[odd, symbol] = _level(symbol - ZERO, odd, scalar)
+        for machine in range(len(after)):
+            next_machine[machine, symbol] = after[machine, label_of(level_of[machine & 1, symbol])]
     for first in range(0, steps, BLOCK):
         for lane in range(lanes):
             begin = starts[lane] + first
@@ -188,19 +265,20 @@ def decode_lanes(
                     x = x << np.uint64(16) | np.uint64(words[at])
                     at += 1
                 states[lane] = x
-                k = symbol - ZERO
                 if symbol == FIRST or symbol >= LAST:
                     if symbol > LAST or escaped == len(excess):
                         return at, -1
+                    k = symbol - ZERO
                     k += int(excess[escaped]) if k > 0 else -int(excess[escaped])
                     escaped += 1
-                level = k
-                if not scalar:
-                    level = 2 * k - (odd if k > 0 else -odd if k < 0 else 0)
-                if abs(level) > LARGEST_LEVEL:
-                    return at, -1
-                found[t, lane] = np.int32(level)
-                machines[lane] = after[machine, label_of(level)]
+                    level = _level(k, odd, scalar)
+                    if abs(level) > LARGEST_LEVEL:
+                        return at, -1
+                    found[t, lane] = np.int32(level)
+                    machines[lane] = after[machine, label_of(level)]
+                    continue
+                found[t, lane] = level_of[odd, symbol]
+                machines[lane] = next_machine[machine, symbol]
         for lane in range(lanes):
             begin = starts[lane] + first
             for t in range(min(BLOCK, ends[lane] - begin)):

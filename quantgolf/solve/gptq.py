@@ -12,6 +12,7 @@ from torch import Tensor
 from quantgolf.errors import QuantGolfError
 
 RETRIES = 6
+SMALL = 128  # columns of a triangle that is inverted in one go
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,43 @@ def factorise(hessian: Tensor, damp: float, act_order: bool, name: str) -> Facto
     """
     h = hessian.double().cpu()
     dead = h.diagonal() == 0
-    h = h + torch.diag(dead.double())
+    diagonal = torch.where(dead, 1.0, h.diagonal())
     alive = h.diagonal()[~dead]
     mean = float(alive.mean()) if len(alive) else 1.0
-    order = torch.argsort(h.diagonal(), descending=True, stable=True) if act_order else torch.arange(len(h))
-    ordered = h[order][:, order]
+    order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(h))
+    # A lower factor of the reversed matrix, inverted and reversed back, is U without inverting H first.
+    backwards = order.flip(0)
+    reverse, diagonal = h[backwards][:, backwards], diagonal[backwards]
     for retry in range(RETRIES + 1):
         used = damp * 10**retry
-        damped = ordered + used * mean * torch.eye(len(h), dtype=torch.float64)
-        # A lower factor of the reversed matrix, inverted and reversed back, is U without inverting H first.
-        lower, failed = torch.linalg.cholesky_ex(damped.flip(0, 1))
+        reverse.diagonal().copy_(diagonal + used * mean)
+        lower, failed = torch.linalg.cholesky_ex(reverse)
         if not failed:
-            identity = torch.eye(len(h), dtype=torch.float64)
-            upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+            upper = _inverse(lower).flip(0, 1)
             if upper.isfinite().all():
                 return Factor(order, upper, used, retry, dead)
     raise QuantGolfError(
         f"the Hessian of {name} is not positive definite even with damp {used:g}, expected at most {damp:g}: "
         "calibrate on more text in fp32, or use the rtn solver for it"
     )
+
+
+def _inverse(lower: Tensor) -> Tensor:
+    """The inverse of a lower triangular matrix [K, K], half of it at a time."""
+    found = torch.zeros_like(lower, memory_format=torch.contiguous_format)
+    _invert(lower, found)
+    return found
+
+
+def _invert(lower: Tensor, found: Tensor) -> None:
+    size = len(lower)
+    if size <= SMALL:
+        found.copy_(torch.linalg.solve_triangular(lower, torch.eye(size, dtype=lower.dtype), upper=False))
+        return
+    half = size // 2 // 8 * 8
+    _invert(lower[:half, :half], found[:half, :half])
+    _invert(lower[half:, half:], found[half:, half:])
+    torch.mm(found[half:, half:], lower[half:, :half] @ found[:half, :half], out=found[half:, :half]).neg_()
 
 
 def feed_back(weight: Tensor, factor: Factor, step: Tensor, top: int, block_size: int) -> Tensor:

@@ -18,21 +18,34 @@ WIDTHS = range(2, 9)
 
 @dataclass(frozen=True)
 class SolveOptions:
-    """Options of GPTQ; the other solvers have none.
+    """Options of GPTQ and of one slope; the other solvers have none. Defaults are measured by
+    `benchmarks/gptq_options.py` and `benchmarks/slope_options.py`.
 
     Attributes:
         damp: added to the diagonal of H, as a share of its mean.
         act_order: process columns by falling diagonal of H instead of as they stand.
         block_size: columns between two updates of the rest; speed, not result.
+        row_exponent, column_exponent: of one slope. Its step is c · (row weight)^(-row_exponent / 2) ·
+            U_jj^column_exponent: 1 is reverse water-filling, 0 the same step everywhere.
+        least_row: of one slope. No row counts less than this share of the mean one, so that rows which calibration
+            hardly felt keep a finite step.
     """
 
     damp: float = 0.01
     act_order: bool = True
     block_size: int = 128
+    row_exponent: float = 1.0
+    column_exponent: float = 1.0
+    least_row: float = 0.05
 
     def __post_init__(self) -> None:
         if not 0 < self.damp <= 1:
             raise QuantGolfError(f"damp is {self.damp}, expected more than 0 and at most 1, for example 0.01")
+        for name, value in (("row_exponent", self.row_exponent), ("column_exponent", self.column_exponent)):
+            if not 0 <= value <= 2:
+                raise QuantGolfError(f"{name} is {value}, expected 0 (the same step everywhere) to 2; the default is 1")
+        if not 0 <= self.least_row <= 1:
+            raise QuantGolfError(f"least_row is {self.least_row}, expected a share from 0 to 1, for example 0.05")
         if self.block_size < 1:
             raise QuantGolfError(f"block_size is {self.block_size}, expected at least 1, for example 128")
 

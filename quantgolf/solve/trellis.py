@@ -9,6 +9,10 @@ Bits above the rate-distortion bound of a Gaussian source at 3.5 and at 2.6 bits
 own histogram (200,000 samples, restarts every 128): scalar 0.264 and 0.293, 4 states 0.133 and 0.175, 8 states 0.118
 and 0.157, 32 states 0.098 and 0.137. Labels follow the magnitude of odd levels (±1, ±5, … and 0, ±3, ±7, …); by
 residue, as the theory for a uniform source has it, 8 states lose 0.012 and 0.023 bit more.
+
+Segments do not know of each other, so `LANES` of them are worked on side by side: 52 M weights/s with 4 and 8 states,
+35 with 16 and 24 with 32, against 22, 17, 10 and 6 one after another (one core of an EPYC 9004, shared; lanes of 8
+and 16 are a tenth and a quarter faster again, but most columns have hardly 4 segments).
 """
 
 from dataclasses import dataclass
@@ -19,6 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantgolf.errors import QuantGolfError
+
+LANES = 4  # segments side by side: one vector of doubles
 
 # Parity-check polynomials of Ungerboeck's codes for amplitude modulation (1982, doi:10.1109/TIT.1982.1056454, table I).
 CODES = {4: (0o5, 0o2), 8: (0o13, 0o4), 16: (0o23, 0o4), 32: (0o45, 0o10)}
@@ -33,8 +39,8 @@ class Trellis:
         restart: rows after which it begins again in state 0, so that segments can be worked on side by side.
     """
 
-    states: int = 8
-    restart: int = 128
+    states: int = 32
+    restart: int = 256
 
     def __post_init__(self) -> None:
         if self.states != 1 and self.states not in CODES:
@@ -57,6 +63,17 @@ class Trellis:
                     after[state, label] |= (above ^ fed ^ ((forward >> (bit + 1) & 1) & label)) << bit
         return after
 
+    @cached_property
+    def arrivals(self) -> NDArray[np.int64]:
+        """The two ways into each state, the lower state first: [states, 2, 2] of state before, 2 · odd + label."""
+        if self.states == 1:
+            return np.zeros((1, 2, 2), dtype=np.int64)
+        ways: list[list[tuple[int, int]]] = [[] for _ in range(self.states)]
+        for state in range(self.states):
+            for label in range(2):
+                ways[self.after[state, label]].append((state, 2 * (state & 1) + label))
+        return np.array(ways, dtype=np.int64)
+
     def odd(self, state: int) -> bool:
         """Whether a state allows the odd levels and zero, and not the even ones: the odd states do."""
         return bool(state & 1)
@@ -64,7 +81,7 @@ class Trellis:
     def quantize(self, targets: NDArray[np.float64]) -> NDArray[np.int32]:
         """The levels [n] with the least summed squared distance to `targets` [n] on allowed paths (exact Viterbi)."""
         levels = np.empty(len(targets), dtype=np.int32)
-        quantize_column(np.ascontiguousarray(targets, dtype=np.float64), self.after, self.restart, levels)
+        quantize_column(np.ascontiguousarray(targets, dtype=np.float64), self.arrivals, self.restart, levels)
         return levels
 
 
@@ -75,54 +92,61 @@ def label_of(level: int) -> int:
     return (magnitude >> 1) & 1 if magnitude & 1 == 0 else 1 - ((magnitude >> 1) & 1)
 
 
-@numba.njit(inline="always")
-def _nearest(target: float, odd: int, label: int) -> float:
-    """The level nearest to a target among those of a quantizer with a label."""
-    if odd == 0:
-        return float(4.0 * np.rint((target - 2 * label) / 4.0) + 2 * label)
-    magnitude = abs(target)
-    sign = 1.0 if target >= 0 else -1.0
-    if label == 1:
-        return float(sign * max(1.0, 4.0 * np.rint((magnitude - 1.0) / 4.0) + 1.0))
-    level = max(3.0, 4.0 * np.rint((magnitude - 3.0) / 4.0) + 3.0)
-    return float(sign * level) if abs(magnitude - level) < magnitude else 0.0
-
-
 @numba.njit(cache=True, nogil=True)
 def quantize_column(
-    targets: NDArray[np.float64], after: NDArray[np.int64], restart: int, levels: NDArray[np.int32]
+    targets: NDArray[np.float64], arrivals: NDArray[np.int64], restart: int, levels: NDArray[np.int32]
 ) -> None:
-    """Fills `levels` [n], segment by segment; one state rounds to the nearest integer."""
-    rows, states = len(targets), len(after)
+    """Fills `levels` [n], `LANES` segments at a time; one state rounds to the nearest integer."""
+    rows, states = len(targets), len(arrivals)
     if states == 1:
         for i in range(rows):
             levels[i] = np.int32(np.rint(targets[i]))
         return
-    came_from = np.empty((restart, states), dtype=np.int8)
-    taken = np.empty((restart, states), dtype=np.int32)
-    cost, reached = np.empty(states), np.empty(states)
-    nearest = np.empty((2, 2))
-    for start in range(0, rows, restart):
-        length = min(restart, rows - start)
+    longest = min(restart, rows)
+    aim = np.empty((longest, LANES))
+    nearest, distance = np.empty((longest, 4, LANES)), np.empty((4, LANES))
+    second = np.empty((longest, states, LANES), dtype=np.uint8)
+    cost, reached = np.empty((states, LANES)), np.empty((states, LANES))
+    last = np.empty(LANES, dtype=np.int64)
+    for start in range(0, rows, restart * LANES):
+        for lane in range(LANES):
+            begin = start + lane * restart
+            for i in range(longest):
+                aim[i, lane] = targets[begin + i] if begin + i < rows else 0.0
         cost[:] = np.inf
         cost[0] = 0.0
-        for i in range(length):
-            target = targets[start + i]
-            for odd in range(2):
-                for label in range(2):
-                    nearest[odd, label] = _nearest(target, odd, label)
-            reached[:] = np.inf
+        for i in range(min(longest, rows - start)):
+            for lane in range(LANES):
+                _find_nearest(aim[i, lane], nearest[i], distance, lane)
             for state in range(states):
-                for label in range(2):
-                    level = nearest[state & 1, label]
-                    total = cost[state] + (target - level) ** 2
-                    to = after[state, label]
-                    if total < reached[to]:
-                        reached[to] = total
-                        came_from[i, to] = state
-                        taken[i, to] = np.int32(level)
-            cost[:] = reached
-        state = int(np.argmin(cost))
-        for i in range(length - 1, -1, -1):
-            levels[start + i] = taken[i, state]
-            state = came_from[i, state]
+                a, b = arrivals[state, 0, 0], arrivals[state, 1, 0]
+                by_a, by_b = arrivals[state, 0, 1], arrivals[state, 1, 1]
+                for lane in range(LANES):
+                    from_a, from_b = cost[a, lane] + distance[by_a, lane], cost[b, lane] + distance[by_b, lane]
+                    second[i, state, lane] = from_b < from_a
+                    reached[state, lane] = min(from_a, from_b)
+            cost, reached = reached, cost
+            for lane in range(LANES):
+                if i == min(restart, rows - start - lane * restart) - 1:  # where its segment ends
+                    last[lane] = np.argmin(cost[:, lane])
+        for lane in range(LANES):
+            begin = start + lane * restart
+            state = last[lane]
+            for i in range(min(restart, rows - begin) - 1, -1, -1):
+                way = second[i, state, lane]
+                levels[begin + i] = np.int32(nearest[i, arrivals[state, way, 1], lane])
+                state = arrivals[state, way, 0]
+
+
+@numba.njit(inline="always")
+def _find_nearest(target: float, nearest: NDArray[np.float64], distance: NDArray[np.float64], lane: int) -> None:
+    """Of each quantizer and label, 2 · odd + label, the level nearest to a target and its squared distance."""
+    magnitude = abs(target)
+    sign = 1.0 if target >= 0 else -1.0
+    three = max(3.0, 4.0 * np.rint((magnitude - 3.0) / 4.0) + 3.0)
+    nearest[0, lane] = 4.0 * np.rint(target / 4.0)
+    nearest[1, lane] = 4.0 * np.rint((target - 2.0) / 4.0) + 2.0
+    nearest[2, lane] = sign * three if abs(magnitude - three) < magnitude else 0.0
+    nearest[3, lane] = sign * max(1.0, 4.0 * np.rint((magnitude - 1.0) / 4.0) + 1.0)
+    for kind in range(4):
+        distance[kind, lane] = (target - nearest[kind, lane]) ** 2

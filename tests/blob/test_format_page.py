@@ -110,7 +110,12 @@ PAIRS = re.findall(r"\((\d+),\s(\d+)\)\sfor\s(\d+)", PAGE.split("with (A, B) = "
 MACHINE = {int(states): (int(a), int(b)) for a, b, states in PAIRS}
 
 
-def exponents(r: Reader, shapes: list[tuple[int, int]]) -> list[tuple[np.ndarray, np.ndarray, int]]:
+Known = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
+
+
+def exponents(r: Reader, shapes: list[tuple[int, int]]) -> list[Known]:
+    """Of each matrix exponents of rows and columns, their steps, and its spread."""
+
     def signed(m: int) -> int:
         return m // 2 if m % 2 == 0 else -(m + 1) // 2
 
@@ -120,19 +125,26 @@ def exponents(r: Reader, shapes: list[tuple[int, int]]) -> list[tuple[np.ndarray
         values = np.array(symbols(r.take(r.varint()), sum(shape[axis] for shape in shapes)), dtype=np.int64)
         cuts = np.cumsum([shape[axis] for shape in shapes])[:-1]
         parts.append([v + head[axis] for v, head in zip(np.split(values, cuts), heads, strict=True)])
+    steps = [[steps_of(side) for side in sides] for sides in parts]
+    if r.at < len(r.data):
+        for axis in (0, 1):
+            stream, count = r.take(r.varint()), sum(shape[axis] for shape in shapes)
+            values = np.array(symbols(stream, count) if stream else [128] * count, dtype=np.int64) - 128
+            cuts = np.cumsum([shape[axis] for shape in shapes])[:-1]
+            steps[axis] = [steps_of(e, f) for e, f in zip(parts[axis], np.split(values, cuts), strict=True)]
     assert r.at == len(r.data)
-    return [(row, column, head[2]) for row, column, head in zip(*parts, heads, strict=True)]
+    return [(*sides, head[2]) for *sides, head in zip(*parts, *steps, heads, strict=True)]
 
 
-def steps_of(e: np.ndarray) -> np.ndarray:
-    mantissas = [np.array(int(bits, 16), "<u4").view("<f4") for bits in re.findall(r"\b3F[0-9A-F]{6}", PAGE)]
-    return np.array([np.float32(float(mantissas[v % 4]) * 2.0 ** (v // 4)) for v in e.tolist()], dtype=np.float32)
+def steps_of(e: np.ndarray, fine: np.ndarray | int = 0) -> np.ndarray:
+    powers = (32 * e.astype(np.int64) + fine).tolist()
+    return np.array([np.float32(float(np.float32(2 ** (p % 128 / 128))) * 2.0 ** (p // 128)) for p in powers], "<f4")
 
 
-def levels(r: Reader, known: list[tuple[np.ndarray, np.ndarray, int]], states: int, restart: int) -> list[np.ndarray]:
+def levels(r: Reader, known: list[Known], states: int, restart: int) -> list[np.ndarray]:
     """One weight after another, without a thought for speed."""
     spreads, starts = [], []
-    for row, column, spread in known:
+    for row, column, _, _, spread in known:
         for c in column.tolist():
             starts += [len(spreads) + i for i in range(0, len(row), restart)]
             spreads += (spread - row - c).tolist()
@@ -177,7 +189,7 @@ def levels(r: Reader, known: list[tuple[np.ndarray, np.ndarray, int]], states: i
             state[lane] = s // 2 ^ a * (s % 2) ^ b * (k % 2)
     assert x == [2**16] * lanes and next(words, None) is None and next(escapes, None) is None
     found = []
-    for row, column, _ in known:
+    for row, column, *_ in known:
         size = len(row) * len(column)
         found.append(np.array(out[:size], dtype=np.int64).reshape(len(column), len(row)).T)
         out = out[size:]
@@ -231,8 +243,8 @@ def read(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
             found[at] = weight.T if kind > 64 else weight
     shapes_of = [(c, n) if kind > 64 else (n, c) for _, n, c, kind in (blocks[at] for at in leveled)]
     known = exponents(scales, shapes_of) if leveled else []
-    for at, ladder_of, (e, f, _) in zip(leveled, levels(ladder, known, states, restart), known, strict=True):
-        weight = ladder_of.astype(np.float32) * (steps_of(e)[:, None] * steps_of(f)[None, :])
+    for at, ladder_of, (*_, e, f, _) in zip(leveled, levels(ladder, known, states, restart), known, strict=True):
+        weight = ladder_of.astype(np.float32) * (e[:, None] * f[None, :])
         found[at] = weight.T if blocks[at][3] > 64 else weight
     for itemsize in (1, 2, 4, 8):
         kinds = {at: DTYPES[str(kind - 128)] for at, (*_, kind) in enumerate(blocks) if kind >= 128}
@@ -264,6 +276,9 @@ def same(data: bytes) -> None:
 @pytest.mark.parametrize("name", ["golden_v0.qg", "golden_levels_v0.qg"])
 def test_the_golden_file_is_what_the_page_says(name: str) -> None:
     same((Path(__file__).parent / name).read_bytes())
+
+
+FINE = st.just(0) | st.integers(-128, 127)
 
 
 def allowed(k: np.ndarray, trellis: Trellis) -> torch.Tensor:
@@ -309,11 +324,13 @@ def cut_tensors(draw: st.DrawFn, trellis: Trellis) -> tuple[Entry, list[list[flo
                 torch.tensor(row, dtype=torch.int16) + smallest,
                 torch.tensor(column, dtype=torch.int16) - (200 if lower else smallest // 2),
                 draw(st.integers(-4096, 4096)),
+                *(torch.tensor(draw(st.lists(FINE, min_size=m, max_size=m)), dtype=torch.int8) for m in (n, k)),
             )
             parts.append(Leveled(block, scales, levels))
+            assert scales.fine_row is not None and scales.fine_column is not None
             weight = levels.float() * (
-                torch.from_numpy(steps_of(scales.row.numpy()))[:, None]
-                * torch.from_numpy(steps_of(scales.column.numpy()))
+                torch.from_numpy(steps_of(scales.row.numpy(), scales.fine_row.numpy()))[:, None]
+                * torch.from_numpy(steps_of(scales.column.numpy(), scales.fine_column.numpy()))
             )
             for r, values_of in enumerate((weight.T if transposed else weight).tolist()):
                 expected[start + r] = values_of

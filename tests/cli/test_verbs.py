@@ -43,7 +43,8 @@ def test_the_whole_way_there_and_back(run: Run, options: list[object], tmp_path:
     file, checkpoint, card = tmp_path / "a.qg", options[0], options[2]
     code = tmp_path / "train.py"
     code.write_text("x" * 1000)
-    status, out, _ = run("compress", *options, "--max-bytes", "20kB", "--code", code, "--out", file, "--json")
+    asked = ["--solver", "gptq", "--max-bytes", "20kB", "--code", code, "--no-guard"]
+    status, out, _ = run("compress", *options, *asked, "--out", file, "--json")
     assert status == 0
     report = json.loads(out)
     assert report["bytes"] == file.stat().st_size <= 19_000
@@ -128,8 +129,9 @@ def bad(**changes: object) -> dict[str, object]:
         (bad(max_bytes="0"), 2, "size '0' is 0 bytes, expected a whole number > 0"),
         (bad(max_bytes="-5"), 2, "size '-5' is not understood"),
         (bad(max_bytes="12 parsecs"), 2, "expected bytes or a number with one of kB"),
-        (bad(max_bytes="5kB"), 3, "budget of 5,000 bytes cannot be met: with 2 bits everywhere"),
-        (bad(max_bytes=None), 2, "--max-bytes is missing"),
+        (bad(max_bytes="5kB", solver="gptq"), 3, "budget of 5,000 bytes cannot be met: with 2 bits everywhere"),
+        (bad(max_bytes="500"), 3, "budget of 500 bytes cannot be met: code and what is kept take"),
+        (bad(max_bytes=None), 2, "nothing is asked for, expected a limit (--max-bytes 16MB or --bpw 3.5)"),
         (bad(data="{tmp}/missing.txt"), 2, "No such file"),
         (bad(data="{tmp}/empty.txt"), 2, "0 documents in it"),
         (bad(data="{tmp}/short.txt"), 2, "expected at least one window of 65"),

@@ -56,9 +56,11 @@ def refuse_nonsense(found: DryRun, source: Checkpoint, calibration: Calibration)
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({"max_bytes": 17_000}, id="narrow"),
-        pytest.param({"max_bytes": 30_000}, id="wide"),
-        pytest.param({"max_bytes": 17_000, "code_bytes": 2_000}, id="with code"),
+        pytest.param({"max_bytes": 17_000, "solver": "gptq"}, id="narrow"),
+        pytest.param({"max_bytes": 30_000, "solver": "gptq"}, id="wide"),
+        pytest.param({"max_bytes": 17_000, "code_bytes": 2_000, "solver": "gptq"}, id="with code"),
+        pytest.param({"max_bytes": 17_000}, id="one slope"),
+        pytest.param({"max_bytes": 500_000, "code_bytes": 2_000}, id="one slope, more than has a use"),
         pytest.param({"rules": parse_bits("attn.*=6,up.*=4,down.*=5,emb=3")}, id="by hand"),
         pytest.param({"rules": parse_bits("*=2")}, id="by hand, smallest"),
         pytest.param({"rules": parse_bits("*=3"), "max_bytes": 30_000}, id="by hand within a budget"),
@@ -85,14 +87,30 @@ def test_bytes_of_a_trained_model(demo: Any, options: dict[str, Any]) -> None:
 
 def test_the_smallest_file_is_predicted(tiny: Checkpoint, text: Corpus) -> None:
     smallest = len(compress(tiny, calibrate(tiny, text, tokens=TOKENS, length=LENGTH), rules=[("*", 2)]).data)
-    assert predict(tiny, text, max_bytes=30_000).smallest_bytes == pytest.approx(smallest, rel=CLOSE)
+    found = predict(tiny, text, max_bytes=30_000, solver="gptq")
+    assert found.smallest_bytes == pytest.approx(smallest, rel=CLOSE)
+
+
+def test_the_smallest_file_of_one_slope_is_bounded_below(tiny: Checkpoint, text: Corpus) -> None:
+    predicted = predict(tiny, text, max_bytes=30_000).smallest_bytes
+    with pytest.raises(BudgetError, match="next to no bits") as caught:
+        compress(tiny, calibrate(tiny, text, tokens=TOKENS, length=LENGTH), max_bytes=predicted)
+    assert caught.value.nearest / 2 < predicted < caught.value.nearest
+    with pytest.raises(BudgetError, match="next to no bits"):
+        predict(tiny, text, max_bytes=predicted - 1)
+
+
+def test_a_guard_takes_time(tiny: Checkpoint, text: Corpus) -> None:
+    """Ten million tokens take longer than whatever two measurements of the rest differ by."""
+    alone = predict(tiny, text, max_bytes=30_000).solve_seconds
+    assert predict(tiny, text, max_bytes=30_000, judged=10**7).solve_seconds > alone + 10
 
 
 @pytest.mark.parametrize(
     "options",
     [
-        {"max_bytes": 5_000},
-        {"max_bytes": 20_000, "code_bytes": 15_000},
+        {"max_bytes": 5_000, "solver": "gptq"},
+        {"max_bytes": 20_000, "code_bytes": 15_000, "solver": "gptq"},
         {"max_bytes": 20_000, "rules": [("*", 8)]},
     ],
 )
@@ -110,7 +128,7 @@ def test_budgets_that_cannot_be_met_are_refused(tiny: Checkpoint, text: Corpus, 
 
 def test_neither_budget_nor_widths_is_refused_as_compress_does(tiny: Checkpoint, text: Corpus) -> None:
     for attempt in (lambda: predict(tiny, text), lambda: compress(tiny, text)):
-        with pytest.raises(QuantGolfError, match="neither max_bytes nor rules"):
+        with pytest.raises(QuantGolfError, match="nothing is asked for"):
             attempt()
     with pytest.raises(QuantGolfError, match="nothing decides no weight"):
         predict(tiny, text, rules=[("nothing", 3), ("*", 4)])

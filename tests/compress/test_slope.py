@@ -9,7 +9,7 @@ import torch
 
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress import calibrate, compress
-from quantgolf.compress.slope import gaussian_bits
+from quantgolf.compress.slope_size import gaussian_bits
 from quantgolf.data import Tokenizer, read_corpus
 from quantgolf.errors import BudgetError, QuantGolfError
 from quantgolf.evaluate import evaluate_against, kl_difference

@@ -1,6 +1,7 @@
 """Exponents: they return exactly, as few bits, and stand for the same fp32 numbers everywhere."""
 
 import math
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
@@ -18,32 +19,43 @@ def sides(smallest: int) -> st.SearchStrategy[list[int]]:
     return st.lists(st.integers(smallest, smallest + 255), max_size=6)
 
 
+def fine(seed: int, count: int) -> torch.Tensor | None:
+    rng = np.random.default_rng(seed)
+    return None if seed == 0 else torch.from_numpy(rng.integers(-128, 128, count).astype(np.int8) * (seed > 2))
+
+
 @given(st.lists(st.tuples(st.integers(-4096, 0).flatmap(sides), st.integers(-4096, 0).flatmap(sides),
-                          st.integers(-4096, 4096)), min_size=1, max_size=4))  # fmt: skip
+                          st.integers(-4096, 4096), st.integers(0, 9)), min_size=1, max_size=4))  # fmt: skip
 @settings(deadline=None)
-def test_exponents_return(drawn: list[tuple[list[int], list[int], int]]) -> None:
+def test_exponents_return(drawn: list[tuple[list[int], list[int], int, int]]) -> None:
     given_ones = [
-        Exponents(torch.tensor(row, dtype=torch.int16), torch.tensor(column, dtype=torch.int16), spread)
-        for row, column, spread in drawn
-    ]
+        Exponents(torch.tensor(row, dtype=torch.int16), torch.tensor(column, dtype=torch.int16), spread,
+                  fine(tuned, len(row)), fine(tuned // 3, len(column)))
+        for row, column, spread, tuned in drawn
+    ]  # fmt: skip
     payload = encode_exponents([("w", each) for each in given_ones])
     found = decode_exponents(payload, [("w", (len(each.row), len(each.column))) for each in given_ones])
     for one, other in zip(given_ones, found, strict=True):
         assert torch.equal(one.row, other.row) and torch.equal(one.column, other.column) and one.spread == other.spread
+        for sides in ((one.fine_row, other.fine_row), (one.fine_column, other.fine_column)):
+            mine, back = (torch.zeros(0) if side is None or not side.any() else side for side in sides)
+            assert torch.equal(mine, back)  # nothing but zeros comes back as None
 
 
 def test_steps_are_the_correctly_rounded_powers() -> None:
     """Against integers: a power of two times a mantissa of 24 bits, rounded half to even where it is subnormal."""
-    mantissas = (0x800000, 0x9837F0, 0xB504F3, 0xD744FD)
-    for number, mantissa in enumerate(mantissas):
-        assert mantissa == round(math.ldexp(2 ** (number / 4), 23))
+    with localcontext(prec=40):
+        mantissas = [int((2 ** (Decimal(i) / 128) * 2**23).to_integral_value()) for i in range(128)]
+    assert [mantissas[i] for i in range(0, 128, 32)] == [0x800000, 0x9837F0, 0xB504F3, 0xD744FD]
     exponents = torch.arange(-700, 513, dtype=torch.int16)
-    found = Exponents(exponents, torch.zeros(1, dtype=torch.int16), 0).steps()
+    fine = (torch.arange(-700, 513) * 37 % 256 - 128).to(torch.int8)
+    found = Exponents(exponents, torch.zeros(1, dtype=torch.int16), 0, fine).steps()
     assert found.row.dtype == torch.float32 and found.column is not None and found.column.tolist() == [1.0]
-    for e, step in zip(exponents.tolist(), found.row.tolist(), strict=True):
-        exact = math.ldexp(mantissas[e % 4], e // 4 - 23)  # a double holds it
-        expected = math.inf if e >= 512 else round(exact * 2.0**149) / 2.0**149 if e < -504 else exact
-        assert step == expected, e
+    for e, f, step in zip(exponents.tolist(), fine.tolist(), found.row.tolist(), strict=True):
+        p = 32 * e + f
+        exact = math.ldexp(mantissas[p % 128], p // 128 - 23)  # a double holds it
+        expected = math.inf if p >= 128 * 128 else round(exact * 2.0**149) / 2.0**149 if p < -126 * 128 else exact
+        assert step == expected, p
 
 
 def test_a_few_bits_each() -> None:
@@ -68,7 +80,10 @@ def split(values: bytes) -> bytes:
         (varint(2 * 512) + bytes(2) + split(b"\0\0") + split(b"\0"), "finite in fp32"),
         (bytes(3) + split(b"\0") + split(b"\0"), "asks for"),
         (bytes(3) + split(b"\0\0") + split(b"\0\0"), "too many"),
-        (bytes(3) + split(b"\0\0") + split(b"\0") + b"\0", "too many"),
+        (bytes(3) + split(b"\0\0") + split(b"\0") + b"\0", "asks for"),
+        (bytes(3) + split(b"\0\0") + split(b"\0") + b"\0\0", "two empty streams"),
+        (bytes(3) + split(b"\0\0") + split(b"\0") + split(b"\x80\x80") + b"\0", "tunes none"),
+        (bytes(3) + split(b"\0\0") + split(b"\0") + split(b"\x80\x81") + b"\0\0", "too many"),
         (bytes(3) + varint(2**62), "asks for"),
     ],
 )

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve import SolveOptions
-from quantgolf.solve.slope import LEAST_ROW, prepare_slope, solve_slope
+from quantgolf.solve.gptq import SMALL, factorise
+from quantgolf.solve.slope import ROWS_AT_ONCE, prepare_slope, row_parts, solve_rows, solve_slope
 from quantgolf.solve.trellis import Trellis
 from quantgolf.types import WeightStats, WeightUse
 
@@ -53,9 +54,9 @@ def test_steps_are_those_of_the_design() -> None:
     weight, stats = case()
     grid, factor = prepare_slope(weight, stats, SolveOptions(act_order=True))
     row, column, spread = grid.powers(0.5)
-    felt = stats.row_weight().double().clamp(min=LEAST_ROW * float(stats.row_weight().mean()))
+    felt = stats.row_weight().double().clamp(min=SolveOptions().least_row * float(stats.row_weight().mean()))
     u = torch.empty(20, dtype=torch.float64)
-    u[factor.order] = factor.upper.diagonal()
+    u[factor.order] = factor.upper.diagonal().double()
     exact = torch.log2(0.5 * felt[:, None] ** -0.5 * u[None, :]) * 4
     assert (torch.from_numpy(row[:, None] + column[None, :].astype(np.int16)) - exact).abs().max() <= 1.0
     assert spread == round(4 * float(weight.double().square().mean().sqrt().log2()))
@@ -87,3 +88,49 @@ def test_dead_columns_are_zero_and_bad_weights_refused() -> None:
         prepare_slope(torch.full_like(weight, torch.nan), stats, SolveOptions())
     with pytest.raises(QuantGolfError, match="calibrate this model anew"):
         prepare_slope(weight[:5], stats, SolveOptions())
+
+
+@pytest.mark.parametrize("rows", [1, 40, ROWS_AT_ONCE, ROWS_AT_ONCE + 60, 2 * ROWS_AT_ONCE + 1])
+@pytest.mark.parametrize("restart", [40, 4 * ROWS_AT_ONCE])
+def test_parts_are_whole_segments_and_all_rows(rows: int, restart: int) -> None:
+    parts = row_parts(rows, Trellis(8, restart))
+    assert [row for part in parts for row in range(part.start, part.stop)] == list(range(rows))
+    assert all(part.start % restart == 0 for part in parts)
+    assert max(part.stop - part.start for part in parts) <= max(ROWS_AT_ONCE, restart)
+
+
+def test_rows_that_are_solved_alone_have_the_same_levels() -> None:
+    weight, stats = case(100, 40)
+    grid, factor = prepare_slope(weight, stats, SolveOptions())
+    row, column, _ = grid.powers(0.02)
+    trellis = Trellis(8, 16)
+    whole = solve_slope(weight, factor, row, column, trellis)
+    some = np.r_[16:32, 64:80, 96:100]  # the last segment is a short one
+    alone = solve_rows(weight[some], factor, row[some], column, trellis)
+    assert alone.shape == (40, 36) and alone.any()
+    assert np.array_equal(alone, whole[some].T)
+
+
+@pytest.mark.parametrize("size", [SMALL - 1, SMALL + 1, 3 * SMALL + 5])
+def test_large_factors_are_those_of_the_inverse(size: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    inputs = torch.randn(2 * size, size, generator=generator) * torch.logspace(0, -2, size)
+    hessian = inputs.T @ inputs / len(inputs)
+    factor = factorise(hessian, 0.01, True, "w")
+    damped = hessian.double() + 0.01 * hessian.double().diagonal().mean() * torch.eye(size, dtype=torch.float64)
+    damped = damped[factor.order][:, factor.order]
+    assert torch.equal(factor.upper, factor.upper.triu())
+    assert torch.allclose(factor.upper.T @ factor.upper @ damped, torch.eye(size, dtype=torch.float64), atol=1e-9)
+
+
+def test_exponents_of_zero_give_every_weight_the_same_step() -> None:
+    weight, stats = case()
+    plain, _ = prepare_slope(weight, stats, SolveOptions(row_exponent=0.0, column_exponent=0.0))
+    row, column, _ = plain.powers(0.5)
+    assert len(set(row.tolist())) == len(set(column.tolist())) == 1
+    full, half = (prepare_slope(weight, stats, SolveOptions(row_exponent=e, column_exponent=e))[0] for e in (1.0, 0.5))
+    assert torch.allclose(full.row, 2 * half.row) and torch.allclose(full.column, 2 * half.column)
+    with pytest.raises(QuantGolfError, match=r"row_exponent is 3.0, expected 0"):
+        SolveOptions(row_exponent=3.0)
+    with pytest.raises(QuantGolfError, match=r"least_row is -1.0, expected a share"):
+        SolveOptions(least_row=-1.0)

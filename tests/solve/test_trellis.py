@@ -44,6 +44,42 @@ def test_no_path_is_nearer(states: int, targets: list[float], restart: int) -> N
     assert sum((a - b) ** 2 for a, b in zip(found, targets, strict=True)) == pytest.approx(best, abs=1e-9)
 
 
+def one_at_a_time(targets: list[float], trellis: Trellis) -> list[int]:
+    """Viterbi with a dictionary for each row, one segment after another."""
+    found: list[int] = []
+    for start in range(0, len(targets), trellis.restart):
+        paths: dict[int, tuple[float, list[int]]] = {0: (0.0, [])}
+        for target in targets[start : start + trellis.restart]:
+            reached: dict[int, tuple[float, list[int]]] = {}
+            near = range(int(target // 1) - 4, int(target // 1) + 6)
+            for state, (cost, path) in paths.items():
+                for level in {*near, -3, -1, 0, 1, 3}:
+                    if allowed(level, state):
+                        to, total = int(trellis.after[state, label_of(level)]), cost + (level - target) ** 2
+                        if to not in reached or total < reached[to][0]:
+                            reached[to] = total, [*path, level]
+            paths = reached
+        found += min(paths.values())[1]
+    return found
+
+
+@pytest.mark.parametrize("states", STATES[1:])
+@pytest.mark.parametrize(
+    ("rows", "restart"), [(1, 1), (5, 16), (16, 16), (17, 16), (100, 16), (3 * 16 + 1, 16), (9, 2)]
+)
+def test_segments_side_by_side_are_those_one_at_a_time(states: int, rows: int, restart: int) -> None:
+    """Every number of segments in the last group of lanes, and short last segments in any lane."""
+    for seed, spread in enumerate((0.4, 2.0, 30.0)):
+        targets = np.random.default_rng([states, rows, seed]).normal(0, spread, rows)
+        trellis = Trellis(states, restart)
+        assert trellis.quantize(targets).tolist() == one_at_a_time(targets.tolist(), trellis)
+
+
+def test_a_restart_that_never_comes_takes_no_memory() -> None:
+    targets = np.random.default_rng(0).normal(0, 3, 50)
+    assert np.array_equal(Trellis(8, 10**12).quantize(targets), Trellis(8, 50).quantize(targets))
+
+
 @pytest.mark.parametrize("states", STATES)
 def test_levels_are_a_path_and_errors_fall_with_states(states: int) -> None:
     targets = np.random.default_rng(0).normal(0, 6, 4000)
