@@ -80,6 +80,9 @@ def main(
     zpaq: Annotated[bool, typer.Option(help="Let codes go through ZPAQ, a minute for 10 MB on a core.")] = True,
     fixed: Annotated[bool, typer.Option(help="Measure RTN and GPTQ at fixed widths, too.")] = False,
     tune_steps: Annotated[int, typer.Option(help="Of ours; 0 measures it without tuning alone.")] = STEPS,
+    code: Annotated[
+        list[Path] | None, typer.Option(help="Decoder that counts in our limit; the recipe's is not counted.")
+    ] = None,
     only: Annotated[Only | None, typer.Option(help="Measure one side.")] = None,
     bar: Annotated[float | None, typer.Option(help="The ratio to stay below; default: by bits a weight.")] = None,
     seed: inputs.SeedOption = 0,
@@ -104,10 +107,11 @@ def main(
     if only is not Only.ours:
         methods |= {each.name: recipe(each, roles, coders, console.print) for each in (INT6, INT5, *(INT7,) * wide)}
     if only is not Only.recipe:
-        methods[UNTUNED] = ours()
+        code_bytes = sum(path.stat().st_size for path in code or ())
+        methods[UNTUNED] = ours(code_bytes=code_bytes)
         if tune_steps:
             tuning = to_tune(text, checkpoint, calibration, calibration_tokens, tune_steps)
-            methods[TUNED] = ours(tuning=tuning)
+            methods[TUNED] = ours(tuning=tuning, code_bytes=code_bytes)
     if fixed:
         methods |= {solver: ours(solver) for solver in ("rtn", "gptq")}
     rows: list[Row] = []

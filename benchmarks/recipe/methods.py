@@ -55,12 +55,17 @@ def recipe(
     return made
 
 
-def ours(solver: Solver | Literal["slope"] = "slope", tuning: Tuning | None = None) -> Method:
-    """quantgolf's one slope, with or without tuning, or one of its solvers at fixed widths."""
+def ours(solver: Solver | Literal["slope"] = "slope", tuning: Tuning | None = None, code_bytes: int = 0) -> Method:
+    """quantgolf's one slope, with or without tuning, or one of its solvers at fixed widths; `code_bytes` of the limit
+    are its decoder's."""
 
     def made(source: Checkpoint, learned: Calibration, max_bytes: int) -> Made:
-        result = compress(source, learned, max_bytes=max_bytes, solver=solver, tuning=tuning, guard=False)
+        result = compress(
+            source, learned, max_bytes=max_bytes, solver=solver, tuning=tuning, code_bytes=code_bytes, guard=False
+        )
         notes: dict[str, Any] = {"predicted_nats": sum(report.loss for report in result.reports.values())}
+        if code_bytes:
+            notes["code_bytes"] = code_bytes
         if result.tuning is not None:
             notes["tuning"] = asdict(result.tuning)
         return Made(result.data, result.module(deepcopy(source.module)), notes)

@@ -14,6 +14,7 @@ from quantgolf.cli.judge import Judging
 from quantgolf.cli.learn import Learning
 from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import Wish, compress, dry_run, refuse_idle_rules, refuse_unreachable
+from quantgolf.compress.tune import SECONDS as TUNE_SECONDS
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve import SolveOptions
 from quantgolf.solve.trellis import Trellis
@@ -46,19 +47,19 @@ def compress_verb(
     states: Annotated[
         int | None, typer.Option("--states", help="slope: states of the trellis quantizer, 1 for none; default: 32.")
     ] = None,
-    damp: Annotated[float, typer.Option("--damp", help="GPTQ: added to H, as a share of its mean diagonal.")] = (
+    damp: Annotated[float, typer.Option("--damp", help="slope, gptq: added to H, as a share of its mean diagonal.")] = (
         DEFAULTS.damp
     ),
     act_order: Annotated[
-        bool, typer.Option("--act-order/--no-act-order", help="GPTQ: columns by falling activation.")
+        bool, typer.Option("--act-order/--no-act-order", help="slope, gptq: columns by falling activation.")
     ] = DEFAULTS.act_order,
-    block_size: Annotated[int, typer.Option("--block-size", min=1, help="GPTQ: columns between two updates.")] = (
+    block_size: Annotated[int, typer.Option("--block-size", min=1, help="slope, gptq: columns between updates.")] = (
         DEFAULTS.block_size
     ),
     held_out: judge.HeldOutOption = judge.HELD_OUT_TOKENS,
     guard: judge.GuardOption = None,
     tune_steps: judge.TuneStepsOption = None,
-    tune_seconds: judge.TuneSecondsOption = judge.TUNE_SECONDS,
+    tune_seconds: judge.TuneSecondsOption = None,
     dry: Annotated[
         bool, typer.Option("--dry-run", help="Predict bytes, memory and minutes in seconds, and write nothing.")
     ] = False,
@@ -93,6 +94,8 @@ def compress_verb(
         if tune_steps:
             raise QuantGolfError("--tune-steps follows a solve by --solver slope into a limit; leave it out")
         steps = 0
+    if steps == 0 and tune_seconds is not None:
+        raise QuantGolfError("--tune-seconds is for tuning, and there is none; leave it out")
     judging = Judging(wish, guard, held_out, steps)
     learning = Learning(text, tokens, seed, device, offload, memory)
     learning.limit()
@@ -110,6 +113,11 @@ def compress_verb(
         refuse_idle_rules(source, rules, text.length)
     with ExitStack() as stack:
         ranks, report = stack.enter_context(learn.ranks_and_bars(rank_timeout))
+        if ranks.world > 1 and steps != 0 and (tune_seconds or TUNE_SECONDS) >= 60 * rank_timeout:
+            raise QuantGolfError(
+                f"--rank-timeout is {rank_timeout:g} minutes, expected more than the "
+                f"{tune_seconds or TUNE_SECONDS:g} s that one rank may tune for; give fewer --tune-seconds"
+            )
         unknown, settings = None, learning.settings()
         if stats is not None:
             calibration, settings, corpus, judged, more = judging.stored(
@@ -123,7 +131,7 @@ def compress_verb(
                 predicted = dry_run(
                     source, corpus, learning.batches(corpus), max_bytes=limit, rules=rules, solver=solver.value,
                     code_bytes=code_bytes, length=text.length, memory=learning.limit(),
-                    judged=0 if judged is None else len(judged.text.tokens),
+                    judged=0 if judged is None or guard is False else len(judged.text.tokens),
                 )  # fmt: skip
             elif offload and out is not None:
                 folder = stack.enter_context(learn.beside(out, ranks))

@@ -23,7 +23,6 @@ from quantgolf.cli.inputs import Part, Solver
 from quantgolf.cli.plot import plot_demo
 from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import HeldOut, Tuning, calibrate, compress, refuse_unreachable, split_calibration
-from quantgolf.compress.tune import STEPS
 from quantgolf.compress.tune import TOKENS as TUNE_TOKENS
 from quantgolf.data import Tokenizer, corpus_from_texts
 from quantgolf.errors import QuantGolfError
@@ -43,8 +42,8 @@ def demo_verb(
     tokens: Annotated[int, typer.Option("--tokens", min=1024, help="Validation tokens to measure on.")] = 65_536,
     calibration_tokens: Annotated[int, typer.Option("--calibration-tokens", min=1024)] = 32_768,
     tune_steps: Annotated[
-        int, typer.Option("--tune-steps", min=0, help="slope: steps of tuning after the solve, 0 for none.")
-    ] = STEPS,
+        int, typer.Option("--tune-steps", min=0, help="slope: steps of tuning after the solve, some minutes.")
+    ] = 0,
     seed: inputs.SeedOption = 0,
     json: inputs.JsonOption = False,
 ) -> None:

@@ -51,9 +51,14 @@ TuneStepsOption = Annotated[
     ),
 ]  # fmt: skip
 TuneSecondsOption = Annotated[
-    float, typer.Option("--tune-seconds", min=0.0, help="Most time for that; fewer steps are made where it is short.")
+    float | None,
+    typer.Option(
+        "--tune-seconds",
+        min=0.0,
+        help=f"Most time for that; fewer steps are made where it is short; default: {SECONDS:g}.",
+    ),
 ]
-HELD_OUT_TOKENS, TUNE_SECONDS = HELD_OUT, SECONDS
+HELD_OUT_TOKENS = HELD_OUT
 OF_TEXT = ("data", "tokenizer", "documents", "text_field", "byte_counts", "bos", "device")
 
 
@@ -101,17 +106,17 @@ class Judging:
         if not self.wanted or learning.text.data is None:
             calibration, settings = learn.stored(folder, source, call)
             why = "statistics alone come without text, expected some beside them; give it with --data"
-            notes = (refuse_blind(self.wish, self.guard, why),) if wants_held_out(self.wish, self.guard) else ()
-            return calibration, settings, None, None, notes
+            return calibration, settings, None, None, (refuse_blind(self.wish, self.guard, why),) if self.wanted else ()
         refuse_decided(call)
         self.refuse_own(learning)
         calibration, origin = read_calibration(folder, source.fingerprint)
         settings = origin.settings
         learn.open_on(source, learning.device)
-        seen = replace(learning, tokens=settings["tokens"] + self.tokens + 1)
-        text = seen.open(source, name, report)
-        held_out = behind(text, settings["tokens"], self.tokens, length=settings["length"], context=settings["context"])
-        learned = part_of(text, 0, min(settings["tokens"], len(text.tokens) - len(held_out.tokens)))
+        tokens = max(settings["tokens"], self.tune_tokens(learning))
+        text = replace(learning, tokens=tokens + self.tokens + 1).open(source, name, report)
+        tokens = max(settings["tokens"], min(tokens, len(text.tokens) - self.tokens - 1))
+        held_out = behind(text, tokens, self.tokens, length=settings["length"], context=settings["context"])
+        learned = part_of(text, 0, min(tokens, len(text.tokens) - len(held_out.tokens)))
         return calibration, settings, learned, HeldOut(held_out, settings["length"], settings["context"]), ()
 
     def tune_tokens(self, learning: Learning) -> int:
@@ -120,7 +125,7 @@ class Judging:
             return 0
         return TOKENS_AT_ONCE * (STEPS if self.steps is None else self.steps)
 
-    def tuning(self, text: Corpus | None, held_out: HeldOut | None, seconds: float) -> Tuning | Literal[False]:
+    def tuning(self, text: Corpus | None, held_out: HeldOut | None, seconds: float | None) -> Tuning | Literal[False]:
         """What to tune on, if at all.
 
         Raises:
@@ -129,13 +134,14 @@ class Judging:
         if self.steps == 0:
             return False
         if text is None or held_out is None:
-            if self.steps is not None:
+            if self.steps is not None or seconds is not None:
                 raise QuantGolfError(
-                    "--tune-steps needs text to tune on and some to hold out, expected it beside statistics and long "
+                    "tuning needs text to tune on and some to hold out, expected it beside statistics and long "
                     "enough; give it with --data"
                 )
             return False
-        return Tuning(text, held_out, STEPS if self.steps is None else self.steps, seconds)
+        steps = STEPS if self.steps is None else self.steps
+        return Tuning(text, held_out, steps, SECONDS if seconds is None else seconds)
 
     def refuse_own(self, learning: Learning) -> None:
         """Refuses a promise on text that the model is to write, before it writes any.

@@ -38,7 +38,7 @@ def split_calibration(
     Raises:
         QuantGolfError: fewer than four windows of text, or numbers that are not positive.
     """
-    _refuse_none(tokens, held_out_tokens)
+    _refuse_too_few(tokens, held_out_tokens, length)
     count, begin = len(text.tokens), _covered(text, tokens, length, context)
     if count < SHARE * (length + 1):
         raise QuantGolfError(
@@ -58,7 +58,7 @@ def behind(
     Raises:
         QuantGolfError: less than one window of text is left, or numbers that are not positive.
     """
-    _refuse_none(tokens, held_out_tokens)
+    _refuse_too_few(tokens, held_out_tokens, length)
     begin = _covered(text, tokens, length, context)
     left = len(text.tokens) - begin
     if left < length + 1:
@@ -89,10 +89,14 @@ def part_of(text: Corpus, start: int, stop: int) -> Corpus:
     )
 
 
-def _refuse_none(tokens: int, held_out_tokens: int) -> None:
-    for name, value in (("tokens", tokens), ("held-out tokens", held_out_tokens)):
-        if value < 1:
-            raise QuantGolfError(f"{name} is {value}, expected at least 1")
+def _refuse_too_few(tokens: int, held_out_tokens: int, length: int) -> None:
+    if tokens < 1:
+        raise QuantGolfError(f"tokens is {tokens}, expected at least 1")
+    if held_out_tokens < length + 1:
+        raise QuantGolfError(
+            f"{held_out_tokens} tokens are to be held out, expected at least one window of {length + 1:,}; give a "
+            "larger --held-out or a smaller --length"
+        )
 
 
 def _covered(text: Corpus, tokens: int, length: int, context: Context) -> int:

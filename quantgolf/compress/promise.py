@@ -33,7 +33,7 @@ def refuse_blind(wish: Wish, guard: bool | None, why: str) -> str:
         raise QuantGolfError(f"{wish.promise.option} is kept on held-out text: {why}")
     if guard:
         raise QuantGolfError(f"--guard compares on held-out text: {why}")
-    return f"no guard: {why}"
+    return f"no guard, no tuning: {why}"
 
 
 def refuse_uncounted(wish: Wish, counted: Counted) -> None:

@@ -8,16 +8,19 @@ from typing import Literal
 import torch
 
 from quantgolf.allocate import widths_by_hand
+from quantgolf.blob import pack
 from quantgolf.calibrate.report import NEVER_USED
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.assembly import Assembly
 from quantgolf.compress.budget import unreachable
 from quantgolf.compress.candidates import Candidates
 from quantgolf.compress.look import look
-from quantgolf.compress.matrices import FEWEST_COLUMNS, choose
+from quantgolf.compress.matrices import FEWEST_COLUMNS, Matrices, choose
+from quantgolf.encode import Entry, Leveled, encode_model
 from quantgolf.errors import BudgetError
 from quantgolf.solve import WIDTHS, SolveOptions, Solver
-from quantgolf.types import Block, Calibration, WeightStats, WeightUse
+from quantgolf.solve.trellis import Trellis
+from quantgolf.types import Block, Calibration, Exponents, WeightStats, WeightUse
 
 # Without text every input channel counts alike, which moves the clips and with them the size: by up to 2.2% on the
 # demo and the golf model at 2 bits.
@@ -59,7 +62,7 @@ def refuse_unreachable(
     if max_bytes >= code_bytes + whole + packed + sum(4 * rows for rows, _ in sizes.values()) + 4096:
         return
     if solver == "slope":
-        least = code_bytes + whole // 2 + sum(rows // 2 for rows, _ in sizes.values())
+        least = code_bytes + least_on_slope(checkpoint, matrices)
         if max_bytes < least:
             raise BudgetError(
                 f"budget of {max_bytes:,} bytes cannot be met: code and what is kept take {least:,} or more; give a "
@@ -72,6 +75,21 @@ def refuse_unreachable(
     size = len(Assembly(checkpoint, Candidates(matrices, stats, stand_in, SolveOptions())).file(bits))
     if code_bytes + size * (1 - MARGIN) > max_bytes:
         raise unreachable(max_bytes, code_bytes + int(size * (1 + MARGIN)), bits)
+
+
+def least_on_slope(checkpoint: Checkpoint, matrices: Matrices) -> int:
+    """Bytes of a file whose levels are all zero and whose steps are all equal: one slope makes none that is smaller."""
+    inside: dict[str, list[Leveled]] = {}
+    for name, block in matrices.blocks.items():
+        rows, columns = matrices.size(name)
+        steps = Exponents(torch.zeros(rows, dtype=torch.int16), torch.zeros(columns, dtype=torch.int16), 0)
+        part = Leveled(block, steps, torch.zeros(rows, columns, dtype=torch.int32))
+        inside.setdefault(block.parameter, []).append(part)
+    entries = [
+        Entry(name, tensor, tuple(inside.get(name, ())), checkpoint.aliases.get(name, ()))
+        for name, tensor in checkpoint.tensors.items()
+    ]
+    return len(pack(encode_model(entries, Trellis()), checkpoint.description))
 
 
 def refuse_idle_rules(checkpoint: Checkpoint, rules: Sequence[tuple[str, int]], length: int = 512) -> None:

@@ -76,21 +76,21 @@ class TuneReport:
         steps: that were made; 0 where there were none.
         seconds: it took.
         before, after: KL to the float model on held-out text, nats a token, of the solved and of the tuned model in as
-            many bytes.
+            many bytes; None where it came to neither.
         fine: whether steps of rows and columns are tuned too, and not only what is kept unquantized.
         note: why it was left out or thrown away; empty where it was kept.
     """
 
     steps: int
     seconds: float
-    before: float
-    after: float
+    before: float | None
+    after: float | None
     fine: bool = False
     note: str = ""
 
     def line(self) -> str:
         """The report in a sentence."""
-        if self.note:
+        if self.note or self.before is None or self.after is None:
             return f"no tuning: {self.note}"
         what = "steps, norms, gains and biases" if self.fine else "norms, gains and biases"
         return (

@@ -5,24 +5,23 @@
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from quantgolf.blob import VERSION, pack
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.matrices import Matrices
 from quantgolf.compress.result import Compressed, Progress, TuneReport, stage
-from quantgolf.compress.slope_budget import NEXT_TO_NOTHING, SlopeFit
+from quantgolf.compress.slope_budget import NEXT_TO_NOTHING, SlopeFit, power_for
 from quantgolf.compress.slope_solver import Draft, OnSlope, SlopeSolver
-from quantgolf.compress.student import Student, Tuned
+from quantgolf.compress.slope_tuned import TunedFit
+from quantgolf.compress.student import Tuned
 from quantgolf.compress.targets import coarsest
-from quantgolf.compress.tune import Tuning, kl_of, tune
+from quantgolf.compress.tune import Tuning
 from quantgolf.encode import Entry, Leveled, encode_model
-from quantgolf.errors import BudgetError
 from quantgolf.ranks import Ranks
 from quantgolf.solve import SolveOptions
 from quantgolf.solve.trellis import Trellis
@@ -65,24 +64,19 @@ class OneSlope:
             BudgetError: no slope fits.
         """
         useful = self.code_bytes + useful_bytes(self.checkpoint, self.matrices)
-        notes = (f"the limit leaves room for more than {MOST:g} bits a weight, which buys nothing",)
         limit = min(max_bytes, useful)
         solver = self._solver()
         fit = SlopeFit(solver, stage(self.progress, "solving"))
-        tuned, report = None, None
-        drafts = fit.within(limit, self._size)
+        drafts, tuned, report = fit.within(limit, self.size), None, None
         if tuning is not None:
-            tuned, report = self._tuned(fit, limit, tuning)
-        if tuning is not None and tuned is not None and report is not None:
-            with_tuned = fit.within(limit, lambda drafts: self._size(drafts, tuned))
-            before, after = self._measured([(drafts, None), (with_tuned, tuned)], tuning)
-            if after < before:
-                drafts, report = with_tuned, replace(report, before=before, after=after)
-            else:
-                note = f"at equal bytes it raises KL on held-out text from {before:.5f} to {after:.5f} nats a token"
-                tuned, report = None, replace(report, before=before, after=before, note=note)
+            tuned_fit = TunedFit(self, fit, limit, tuning, self.ranks or Ranks())
+            drafts, tuned, report = tuned_fit.from_plain(drafts)
         result = self._file(solver.priced(drafts), tuned, report)
-        return replace(result, notes=notes) if max_bytes > useful else result
+        if max_bytes <= useful:
+            return result
+        return replace(
+            result, notes=(f"the limit leaves room for more than {MOST:g} bits a weight, which buys nothing",)
+        )
 
     def smallest(self, value_of: Callable[[Compressed], float], most: float) -> Compressed | None:
         """The smallest file found whose `value_of` is at most `most`; None where no file keeps it.
@@ -100,7 +94,7 @@ class OneSlope:
             return value_of(files[power])
 
         numbers = sum(math.prod(self.matrices.size(name)) for name in self.matrices)
-        start, low, high = (_power_for(solver, bits * numbers) for bits in (FIRST, MOST, NEXT_TO_NOTHING))
+        start, low, high = (power_for(solver, bits * numbers) for bits in (FIRST, MOST, NEXT_TO_NOTHING))
         best = coarsest(value_at, most, start, low, high)
         return None if best is None else files[best]
 
@@ -108,37 +102,6 @@ class OneSlope:
         solver = SlopeSolver(self.matrices, self.stats, self.options, self.trellis, self.ranks)
         solver.grids(stage(self.progress, "pricing"))
         return solver
-
-    def _tuned(self, fit: SlopeFit, limit: int, tuning: Tuning) -> tuple[Tuned | None, TuneReport]:
-        """What one process finds for a solution that leaves room for tuned steps."""
-        room = math.ceil(FINE_BITS / 8 * sum(sum(self.matrices.size(name)) for name in self.matrices))
-        try:
-            drafts = fit.within(limit, lambda drafts: self._size(drafts) + room)
-        except BudgetError:
-            return None, TuneReport(0, 0.0, math.nan, math.nan, note="the limit leaves no room for tuned steps")
-
-        def work(_: int) -> tuple[Tuned | None, TuneReport]:
-            restored = {name: _restored(draft) for name, draft in drafts.items()}
-            price = room / sum(weight.numel() for weight in restored.values())
-            progress = stage(self.progress, "tuning")
-            return tune(self.checkpoint, self.matrices.blocks, restored, tuning, price=price, progress=progress)
-
-        return (self.ranks or Ranks()).spread([1.0], work)[0]
-
-    def _measured(self, found: Sequence[tuple[Solved, Tuned | None]], tuning: Tuning) -> list[float]:
-        """KL to the float model on held-out text, nats a token, of solutions and what was tuned of them."""
-
-        def work(_: int) -> list[float]:
-            values = []
-            for solution, tuned in found:
-                restored = {name: _restored(solved) for name, solved in solution.items()}
-                student = Student(self.checkpoint, self.matrices.blocks, restored)
-                if tuned is not None:
-                    student.put(tuned)
-                values.append(kl_of(student, tuning.batches(tuning.held_out.text)))
-            return values
-
-        return (self.ranks or Ranks()).spread([1.0], work)[0]
 
     def _coded(self, solution: Solved, tuned: Tuned | None = None) -> CodedModel:
         inside: dict[str, list[Leveled]] = {}
@@ -155,7 +118,7 @@ class OneSlope:
         ]
         return encode_model(entries, self.trellis)
 
-    def _size(self, solution: Solved, tuned: Tuned | None = None) -> int:
+    def size(self, solution: Solved, tuned: Tuned | None = None) -> int:
         return self.code_bytes + len(pack(self._coded(solution, tuned), self.checkpoint.description))
 
     def _file(
@@ -177,12 +140,6 @@ class OneSlope:
         )
 
 
-def _restored(draft: Draft | OnSlope) -> Tensor:
-    steps = draft.exponents.steps()
-    assert steps.column is not None
-    return torch.from_numpy(draft.levels).float() * (steps.row[:, None] * steps.column)
-
-
 def useful_bytes(checkpoint: Checkpoint, matrices: Matrices) -> int:
     """Bytes beyond which a file gains nothing: `MOST` bits a weight, and what is kept as the checkpoint has it."""
     numbers: dict[str, int] = {}
@@ -190,12 +147,3 @@ def useful_bytes(checkpoint: Checkpoint, matrices: Matrices) -> int:
         numbers[block.parameter] = numbers.get(block.parameter, 0) + math.prod(matrices.size(name))
     whole = sum(t.nbytes - numbers.get(name, 0) * t.element_size() for name, t in checkpoint.tensors.items())
     return whole + math.ceil(MOST / 8 * sum(numbers.values()))
-
-
-def _power_for(solver: SlopeSolver, bits: float) -> float:
-    """log2 of the slope at which all codes are predicted to take so many bits."""
-    low, high = -60.0, 60.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if solver.predicted_bits(2.0**middle) > bits else (low, middle)
-    return high

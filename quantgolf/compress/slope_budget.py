@@ -68,7 +68,7 @@ class SlopeFit:
             aim = max_bytes * (1 + (CLOSE / 2 if over is None else -CLOSE / 2))
             # The codes' bits change as predicted from here, whatever the file's size is in itself.
             bits = self._solver.predicted_bits(2.0**power) - 8 * (size - aim)
-            before, power = power, _slope_for(self._solver, max(self._least, bits))
+            before, power = power, power_for(self._solver, max(self._least, bits))
             if power == before and not known:  # no fewer bits are asked for
                 break
         self._known = [each for each in self._known if any(side and each[1] is side[0] for side in (under, over))]
@@ -86,16 +86,16 @@ class SlopeFit:
 def _guess(solver: SlopeSolver, size_of: Size, max_bytes: int, least: float) -> float:
     """log2 of the slope at which a file should be just under the budget."""
     aim = 8 * max_bytes * (1 - CLOSE / 2)
-    power = _slope_for(solver, max(aim, least))
+    power = power_for(solver, max(aim, least))
     aim -= 8 * size_of(solver.empty(2.0**power))
-    power = _slope_for(solver, max(aim, least))
+    power = power_for(solver, max(aim, least))
     for _ in range(SAMPLES):
         bits, _ = solver.sampled(2.0**power)
-        power = _slope_for(solver, max(least, solver.predicted_bits(2.0**power) - (bits - aim)))
+        power = power_for(solver, max(least, solver.predicted_bits(2.0**power) - (bits - aim)))
     return power
 
 
-def _slope_for(solver: SlopeSolver, bits: float) -> float:
+def power_for(solver: SlopeSolver, bits: float) -> float:
     """log2 of the slope at which codes should take so many bits."""
     low, high = -60.0, 60.0
     for _ in range(50):

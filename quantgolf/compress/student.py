@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.checkpoint.call import logits_of
+from quantgolf.checkpoint.match import first_names, state_of
 from quantgolf.types import FINE, Block
 
 OCTAVE = 4 * FINE  # fine steps an octave
@@ -24,7 +25,7 @@ class Tuned:
 
     Attributes:
         fine_row, fine_column: int8 [N] and [K] by matrix, in 128ths of an octave.
-        kept: tensors that are kept unquantized, in the checkpoint's dtype, by name.
+        kept: tensors that are kept unquantized and were moved, in the checkpoint's dtype, by name.
     """
 
     fine_row: dict[str, Tensor]
@@ -53,6 +54,10 @@ class Student(nn.Module):
             inside.setdefault(block.parameter, []).append(name)
         self._inside = inside
         own = dict(checkpoint.module.named_parameters())
+        # Two parameters may be the same memory: all names of a tensor get what it becomes.
+        self._names: dict[str, list[str]] = {}
+        for name, first in first_names(state_of(checkpoint.module)).items():
+            self._names.setdefault(first, []).append(name)
         self._base: dict[str, Tensor] = {}
         for parameter, names in inside.items():
             whole = checkpoint.tensors[parameter].float().clone()
@@ -72,7 +77,7 @@ class Student(nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits [B, L, V] for int64 `tokens` [B, L]."""
-        weights = {f"inner.{name}": value for name, value in self._weights()}
+        weights = {f"inner.{name}": value for first, value in self._weights() for name in self._names[first]}
         logits: Tensor = functional_call(self._asked[0], weights, (tokens,))
         return logits
 
@@ -101,14 +106,15 @@ class Student(nn.Module):
     def tuned(self) -> Tuned:
         """All of it as the file stores it, on the CPU."""
         keys = self._keys
+        now = {name: self.kept[key].detach().cpu() for name, key in keys.items() if key in self.kept}
         blocks = self._blocks if self._fine else ()
         return Tuned(
             {name: _fine(self.rows[keys[name]]) for name in blocks},
             {name: _fine(self.columns[keys[name]]) for name in blocks},
             {
-                name: _narrow(self.kept[keys[name]].detach().cpu(), tensor.dtype)
-                for name, tensor in self._checkpoint.tensors.items()
-                if keys[name] in self.kept
+                name: _narrow(values, self._checkpoint.tensors[name].dtype)
+                for name, values in now.items()
+                if not torch.equal(values, self._checkpoint.tensors[name].float().cpu())
             },
         )
 

@@ -120,7 +120,7 @@ def test_kept_statistics_make_the_same_file(
         assert {key: value for key, value in kept.items() if key not in other} == {
             key: value for key, value in anew.items() if key not in other
         }
-        assert kept["guard"] is None and kept["notes"][0].startswith("no guard: statistics alone")
+        assert kept["guard"] is None and kept["notes"][0].startswith("no guard, no tuning: statistics alone")
         assert anew["guard"]["chosen"] == "slope" and not anew["notes"]
         assert anew["calibration"]["context"] == context
     reference = ["--reference", *source]

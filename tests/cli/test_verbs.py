@@ -130,7 +130,7 @@ def bad(**changes: object) -> dict[str, object]:
         (bad(max_bytes="-5"), 2, "size '-5' is not understood"),
         (bad(max_bytes="12 parsecs"), 2, "expected bytes or a number with one of kB"),
         (bad(max_bytes="5kB", solver="gptq"), 3, "budget of 5,000 bytes cannot be met: with 2 bits everywhere"),
-        (bad(max_bytes="500"), 3, "budget of 500 bytes cannot be met: code and what is kept take"),
+        (bad(max_bytes="200"), 3, "budget of 200 bytes cannot be met: code and what is kept take"),
         (bad(max_bytes=None), 2, "nothing is asked for, expected a limit (--max-bytes 16MB or --bpw 3.5)"),
         (bad(data="{tmp}/missing.txt"), 2, "No such file"),
         (bad(data="{tmp}/empty.txt"), 2, "0 documents in it"),

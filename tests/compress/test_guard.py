@@ -146,11 +146,11 @@ def test_text_given_whole_is_divided_and_notes_say_when_it_cannot_be(tiny: Check
     assert (
         compress(tiny, stats, max_bytes=18_000, solver="rtn")
         .notes[0]
-        .startswith("no guard: statistics alone come without text")
+        .startswith("no guard, no tuning: statistics alone come without text")
     )
     short = replace(text, tokens=text.tokens[:1000], document=text.document[:1000])
     blind = compress(tiny, short, max_bytes=18_000, solver="rtn")
-    assert blind.guard is None and blind.notes[0].startswith("no guard: calibration text has 1,000 tokens, expected")
+    assert blind.guard is None and blind.notes[0].startswith("no guard, no tuning: calibration text has 1,000")
     assert compress(tiny, short, max_bytes=18_000, solver="rtn", guard=False).notes == ()
     for source, message in ((stats, "statistics alone"), (short, "1,000 tokens, expected at least 2,052")):
         with pytest.raises(QuantGolfError, match=f"--guard compares on held-out text: .*{message}"):
@@ -206,7 +206,7 @@ def test_models_of_any_kind_are_measured_and_left_alone() -> None:
 
 def test_models_that_cannot_be_measured() -> None:
     note = compress(opened(LossOnly), noise(), max_bytes=2500).notes[0]
-    assert note == "no guard: the model gives its loss and no logits, which KL needs"
+    assert note == "no guard, no tuning: the model gives its loss and no logits, which KL needs"
     with pytest.raises(QuantGolfError, match="--max-kl is kept on held-out text: the model gives its loss"):
         compress(opened(LossOnly), noise(), max_kl=0.1)
     with pytest.raises(QuantGolfError, match=r"cannot be copied \(TypeError: .*; mend it or pass --no-guard"):

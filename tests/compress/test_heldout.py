@@ -54,7 +54,7 @@ def test_statistics_stay_what_they_were(prose: Path, tokenizer: Tokenizer, conte
 
 def test_no_token_is_in_both_parts() -> None:
     for lengths in ([1000], [100] * 10, [7] * 143, [600, 400]):
-        for tokens, held_out in ((300, 100), (300, 10_000), (10_000, 100), (10_000, 10_000), (1, 1)):
+        for tokens, held_out in ((300, 100), (300, 10_000), (10_000, 100), (10_000, 10_000), (1, 17)):
             text = corpus(lengths)
             learn, held = split_calibration(text, tokens, held_out, length=16)
             assert learn.tokens[-1] < held.tokens[0] and learn.tokens[0] == 0
@@ -73,5 +73,5 @@ def test_too_little_text_says_how_much_would_do() -> None:
     with pytest.raises(QuantGolfError, match="64 tokens behind the 100 that statistics were learned from"):
         behind(corpus([165]), 100, 100, length=64)
     assert behind(corpus([166]), 100, 100, length=64).tokens.tolist() == list(range(101, 166))
-    with pytest.raises(QuantGolfError, match="held-out tokens is 0, expected at least 1"):
+    with pytest.raises(QuantGolfError, match="0 tokens are to be held out, expected at least one window of 65"):
         split_calibration(corpus([900]), 100, 0, length=64)
