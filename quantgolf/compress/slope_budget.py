@@ -54,7 +54,7 @@ class SlopeFit:
         under: tuple[Drafts, int] | None = None
         over: tuple[Drafts, int] | None = None
         power = self._known[0][0] if self._known else _guess(self._solver, size_of, max_bytes, self._least)
-        known, self._known = self._known, []
+        known, self._known, missed = self._known, [], 0
         for _ in range(ROUNDS):
             power, drafts = known.pop(0) if known else (power, self._solver.draft(2.0**power, self._progress))
             size = size_of(drafts)
@@ -65,7 +65,10 @@ class SlopeFit:
             self._known.append((power, drafts))
             if under is not None and over is not None and over[1] - under[1] <= 2 * CLOSE * max_bytes:
                 break
-            aim = max_bytes * (1 + (CLOSE / 2 if over is None else -CLOSE / 2))
+            # Sizes of small models jump: a side that is missed again is aimed at from twice as far.
+            missed = 0 if under is not None and over is not None else missed + 1
+            farther = CLOSE / 2 * 2 ** max(0, missed - 1)
+            aim = max_bytes * (1 + (farther if over is None else -farther))
             # The codes' bits change as predicted from here, whatever the file's size is in itself.
             bits = self._solver.predicted_bits(2.0**power) - 8 * (size - aim)
             before, power = power, power_for(self._solver, max(self._least, bits))
