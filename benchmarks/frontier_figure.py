@@ -1,4 +1,5 @@
-"""The frontier, drawn: KL and ΔBPB of every method over complete file bytes, from committed JSON lines.
+"""The frontier, drawn: KL and ΔBPB of every method over complete file bytes, from committed JSON lines; and a table of
+what share of the record recipe's KL each has.
 
     python benchmarks/frontier_figure.py benchmarks/results/record_recipe.jsonl --out docs/frontier.png
 
@@ -15,6 +16,7 @@ import typer
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from quantgolf.cli import show
 from quantgolf.errors import QuantGolfError
 
 Row = dict[str, Any]
@@ -48,6 +50,21 @@ def main(
         panels[0][column].set_title(f"{name}, {parameters / 1e6:.1f}M parameters", loc="left", fontsize=10)
         panels[1][column].set_xlabel("complete file, MB")
     figure.savefig(out)
+    print_shares(found)
+
+
+def print_shares(found: dict[str, dict[str, list[Row]]]) -> None:
+    """KL of every method at every limit, and its share of the better recipe's. Runs may differ: no interval."""
+    lines = []
+    for name, methods in found.items():
+        recipe = {row["limit"]: row["kl"] for row in methods.get("record", ())}
+        for method, rows in methods.items():
+            for row in rows:
+                share = f"{row['kl'] / recipe[row['limit']]:.3f}" if row["limit"] in recipe else ""
+                kl = f"{row['kl']:.5f}"
+                lines.append((name, STYLES[method][0], f"{row['limit']:,}", f"{row['bytes']:,}", kl, share))
+    columns = ("checkpoint", "method", "limit", "bytes", "KL, bits/byte", "of the recipe's")
+    show.console(False).print(show.table(None, columns, lines))
 
 
 def read(paths: list[Path]) -> dict[str, dict[str, list[Row]]]:

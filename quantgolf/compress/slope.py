@@ -1,7 +1,7 @@
 """One slope, asked for bytes, or for a promise: then models are solved at some slopes and none is fitted to bytes.
 
 `slope_solver` solves all matrices at a slope, `slope_size` says what levels will take, `slope_budget` finds the slope,
-`tune` moves what stays continuous.
+`slope_tuned` moves what stays continuous.
 """
 
 import math
@@ -29,7 +29,6 @@ from quantgolf.types import BitPlan, BlobHeader, CodedModel, WeightStats
 
 # Bits a weight: what is tried first, and at most: files of 14 have a KL of 4e-7 on an untrained model.
 FIRST, MOST = 4.0, 14.0
-FINE_BITS = 4.5  # of a tuned row or column, where nothing is known yet: room that is left for them
 
 Solved = Mapping[str, Draft | OnSlope]
 
@@ -119,6 +118,7 @@ class OneSlope:
         return encode_model(entries, self.trellis)
 
     def size(self, solution: Solved, tuned: Tuned | None = None) -> int:
+        """Bytes of the complete file and the code."""
         return self.code_bytes + len(pack(self._coded(solution, tuned), self.checkpoint.description))
 
     def _file(

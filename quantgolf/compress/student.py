@@ -94,9 +94,14 @@ class Student(nn.Module):
         self._fine = False
 
     def put(self, tuned: Tuned) -> None:
-        """Makes this the state."""
+        """Makes this the state; what it does not name is as the solver and the checkpoint have it."""
         keys = self._keys
         with torch.no_grad():
+            for gain in (*self.rows.values(), *self.columns.values()):
+                gain.zero_()
+            for name, tensor in self._checkpoint.tensors.items():
+                if keys[name] in self.kept:
+                    self.kept[keys[name]].copy_(tensor)
             for name in tuned.fine_row:
                 self.rows[keys[name]].copy_(tuned.fine_row[name] / OCTAVE)
                 self.columns[keys[name]].copy_(tuned.fine_column[name] / OCTAVE)

@@ -11,26 +11,10 @@ import torch
 
 from quantgolf.blob import read_blob
 from quantgolf.checkpoint import read_demo
-from quantgolf.cli import main
 from quantgolf.encode import DTYPES
 from quantgolf.runtime import restore
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["quantgolf", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
 
 
 @pytest.mark.parametrize("solver", ["slope", "gptq"])

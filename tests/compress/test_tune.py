@@ -147,7 +147,7 @@ def test_what_is_measured_is_what_is_written(
     if better:
         assert after == pytest.approx(seen[1], rel=1e-4) and tuned.data != plain.data
         assert tuned.tuning.line().startswith(f"{tuned.tuning.steps} steps of tuning")
-        assert tuned.tuning.fine is steps or steps
+        assert steps or not tuned.tuning.fine
     else:
         assert tuned.data == plain.data and "two files of equal bytes" in tuned.tuning.note
 
@@ -161,6 +161,17 @@ def test_a_diverged_run_is_thrown_away(
     result = compress(tiny, stats, max_bytes=LIMIT, tuning=tuning, guard=False)
     assert result.tuning is not None and result.tuning.note
     assert result.data == compress(tiny, stats, max_bytes=LIMIT, guard=False).data
+
+
+def test_a_state_does_not_keep_what_it_does_not_name(tiny: Checkpoint, parts: tuple[Calibration, Tuning]) -> None:
+    student = Student(tiny, *solved(tiny, parts[0]))
+    begin = student.tuned()
+    assert student.kept
+    for moved in student.parameters():
+        moved.data.fill_(math.nan)
+    student.put(begin)
+    assert all(moved.isfinite().all() for moved in student.parameters())
+    assert not student.tuned().kept and all(not fine.any() for fine in student.tuned().fine_row.values())
 
 
 def test_a_student_ties_what_is_the_same_memory(parts: tuple[Calibration, Tuning]) -> None:
