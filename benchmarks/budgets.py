@@ -109,10 +109,10 @@ def encoded_anew(data: bytes) -> bytes:
     entries = []
     for tensor in coded.tensors:
         whole, parts = torch.zeros(tensor.shape, dtype=DTYPES[tensor.dtype]), []
-        for _ in tensor.blocks:
+        for block in tensor.blocks:
             place, part = next(decoded)
             if isinstance(part, QTensor):
-                parts.append(Leveled(place, next(exponents), part.codes))
+                parts.append(Leveled(place, next(exponents), part.codes, block.diagonal))
             else:
                 place.matrix(whole).copy_(part)
         entries.append(Entry(tensor.name, whole, tuple(parts), tensor.aliases))

@@ -5,8 +5,8 @@
         --bpw 3.5 --bpw 2.5 --max-bytes 1.2MB --out limit.jsonl
 
 The limit is reverse water-filling for a Gaussian source (Cover & Thomas, 10.3.3). An error E of a matrix costs
-½ Σ_i g_i E_i H E_iᵀ nats a token. In the eigenbasis of H (eigenvalues λ_k) weights that are i.i.d. N(0, σ²) are
-independent components, and one that is given no bits costs a_ik = ½ σ² g_i λ_k. At the water level θ the least rate is
+½ tr(G E H Eᵀ) nats a token. In the eigenbases of G and H (eigenvalues γ_i and λ_k) weights that are i.i.d. N(0, σ²) are
+independent components, and one that is given no bits costs a_ik = ½ σ² γ_i λ_k. At the water level θ the least rate is
 Σ max(0, ½ log2(a_ik / θ)) bits, the loss Σ min(θ, a_ik). A matrix is held against the rate at its own loss, the file
 against that at the sum of all losses under one θ.
 
@@ -41,6 +41,7 @@ from quantgolf.compress import calibrate, compress
 from quantgolf.data import Corpus
 from quantgolf.encode import block_bytes, decode_model
 from quantgolf.encode.contexts import read_contexts
+from quantgolf.encode.diagonals import rolled
 from quantgolf.encode.exponents import decode_exponents
 from quantgolf.encode.lanes import symbols_of
 from quantgolf.encode.table import PRECISION, SYMBOLS
@@ -53,15 +54,15 @@ from quantgolf.types import Calibration, CodedModel, QTensor, WeightStats
 
 BARS = {3.5: 0.15, 2.5: 0.20}  # issue 4: bits above the limit, whole file
 CONDITIONS = (
-    "conditions: each matrix i.i.d. N(0, σ²) with its own mean square as σ²; H undamped; a weight with several uses "
-    "priced by its H̄ and row weights as the solver does; what is kept unquantized has no bits in the limit"
+    "conditions: each matrix i.i.d. N(0, σ²) with its own mean square as σ²; G and H undamped; a weight with several "
+    "uses priced by its H̄ and row weights as the solver does; what is kept unquantized has no bits in the limit"
 )
 
 
 @dataclass(frozen=True)
 class Source:
-    """Weights [N, K] of N(0, variance), their row weights g [N] and the eigenvalues of H [K], largest first; both are
-    float64 and none is negative."""
+    """Weights [N, K] of N(0, variance), the eigenvalues of G (row weights where only those are known) [N], and those of
+    H [K], largest first; both are float64 and none is negative."""
 
     variance: float
     row: NDArray[np.float64]
@@ -115,14 +116,16 @@ def limit_bits(sources: Sequence[Source], loss: float) -> float:
 
 def source_of(weight: Tensor, stats: WeightStats) -> Source:
     """The Gaussian source that stands for a matrix [N, K]."""
-    spectrum = np.linalg.eigvalsh(stats.hessian().double().numpy())[::-1]
-    return Source(float(weight.double().square().mean()), stats.row_weight().double().numpy(), np.maximum(spectrum, 0))
+    spectrum, outputs = np.linalg.eigvalsh(stats.hessian().double().numpy())[::-1], stats.outputs()
+    row = stats.row_weight().double().numpy() if outputs is None else np.linalg.eigvalsh(outputs.double().numpy())
+    return Source(float(weight.double().square().mean()), np.maximum(row, 0), np.maximum(spectrum, 0))
 
 
 def priced(error: Tensor, stats: WeightStats) -> float:
-    """½ Σ_i g_i E_i H̄ E_iᵀ of an error [N, K], nats a token; with one use it is `WeightStats.loss`."""
-    wide = error.double()
-    return float(((wide @ stats.hessian().double()) * wide).sum(1) @ stats.row_weight().double() / 2)
+    """½ tr(G E H̄ Eᵀ) of an error [N, K], nats a token; with one use it is `WeightStats.loss`."""
+    wide, outputs = error.double(), stats.outputs()
+    felt = stats.row_weight().double()[:, None] * wide if outputs is None else outputs.double() @ wide
+    return float(((wide @ stats.hessian().double()) * felt).sum() / 2)
 
 
 def bits_by_matrix(coded: CodedModel) -> dict[str, float]:
@@ -132,6 +135,7 @@ def bits_by_matrix(coded: CodedModel) -> dict[str, float]:
     all of it.
     """
     shapes = {tensor.name: tensor.shape for tensor in coded.tensors}
+    diagonal = [block.diagonal for tensor in coded.tensors for block in tensor.blocks if block.levels]
     parts = {
         place.name(shapes[place.parameter]): part.codes.numpy()
         for place, part in decode_model(coded)
@@ -147,10 +151,11 @@ def bits_by_matrix(coded: CodedModel) -> dict[str, float]:
     lengths = PRECISION - np.log2(np.maximum(contexts.shares() & 0xFFFF, 1)).reshape(-1, SYMBOLS)
     class_at = contexts.class_at(np.arange(spreads[0], spreads[-1] + 1))
     symbols = []
-    for levels, each in zip(parts.values(), exponents, strict=True):
+    for levels, each, along in zip(parts.values(), exponents, diagonal, strict=True):
         counts, (some, more) = np.zeros(lengths.shape, dtype=np.int64), np.empty((2, levels.size), dtype=np.uint8)
         row, column = each.row.numpy().astype(np.int64), each.spread - spreads[0] - each.column.numpy()
-        symbols_of(levels.ravel("F"), row, column, class_at, trellis.after, trellis.restart, some, more, counts)
+        flat, shared = (rolled(levels) if along else levels.T).ravel(), (trellis.after, trellis.restart)
+        symbols_of(flat, row, column, class_at, *shared, some, more, counts, along)
         symbols.append(float((counts * lengths).sum()))
     besides = (8 * len(coded.levels) - sum(symbols)) / sum(levels.size for levels in parts.values())
     known = zip(parts.items(), symbols, steps, strict=True)

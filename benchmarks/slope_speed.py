@@ -157,10 +157,10 @@ def coder_seconds(path: Path) -> dict[str, float]:
         names = [place.name(shapes[place.parameter]) for place, _ in found]
         sizes = [(part.codes.shape[0], part.codes.shape[1]) for _, part in found]
         exponents = decode_exponents(coded.exponents, list(zip(names, sizes, strict=True)))
-        # As the solver gives them, column after column.
+        diagonal = [block.diagonal for tensor in coded.tensors for block in tensor.blocks if block.levels]
         leveled = [
-            (name, Leveled(place, steps, part.codes.T.contiguous().T))
-            for name, (place, part), steps in zip(names, found, exponents, strict=True)
+            (name, Leveled(place, steps, part.codes, along))
+            for name, (place, part), steps, along in zip(names, found, exponents, diagonal, strict=True)
         ]
         started = time.process_time()
         streams = encode_leveled(leveled, Trellis(coded.states, coded.restart))

@@ -15,6 +15,7 @@ class CodedBlock:
         codes: the coded codes of quantized rows, empty otherwise.
         transposed: whether the codes or levels are those of the rows' transpose, [N, K] = [C, rows].
         levels: whether the rows are unclipped levels, which lie in the model's one stream of them.
+        diagonal: whether those are coded along the diagonals of [N, K] instead of down its columns.
     """
 
     rows: int
@@ -23,6 +24,7 @@ class CodedBlock:
     codes: bytes
     transposed: bool = False
     levels: bool = False
+    diagonal: bool = False
 
 
 @dataclass(frozen=True)

@@ -41,12 +41,16 @@ class WeightUse:
         column: [K, K] fp32. Linear: sum over visits of x xᵀ, divided by the text's tokens (H). Lookup and crossed:
             mean over visits of g gᵀ, g the gradient at the output.
         visits: rows of activations that were seen.
+        outputs: [N, N] fp32, linear only: the mean over visits of g gᵀ (G), g the gradient of the summed token loss at
+            the output, shrunk towards its diagonal, which is `row`: (1 - ρ) G + ρ diag(G). None where it was not
+            summed: other kinds, a weight with more than one kind of use, too many rows, uses of parts of the rows.
     """
 
     kind: Literal["linear", "lookup", "crossed"]
     row: Tensor
     column: Tensor
     visits: int
+    outputs: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ class Block:
 class WeightStats:
     """What calibration learned about one weight matrix: all its uses, and the tokens of text behind them.
 
-    Changing the weight by E raises the loss by about ½ Σ_u Σ_i row_u[i] · E_i column_u E_iᵀ nats per token.
+    Changing the weight by E raises the loss by about ½ Σ_u tr(outputs_u E column_u Eᵀ) nats per token; where outputs_u
+    is not known, diag(row_u) stands for it.
     """
 
     name: str
@@ -105,15 +110,27 @@ class WeightStats:
             return torch.ones_like(self.uses[0].row)
         return torch.stack([use.row * use.column.trace() for use in self.uses]).sum(0) / trace
 
+    def outputs(self) -> Tensor | None:
+        """G of the only use divided by mean(row), [N, N] fp32: its diagonal is `row_weight()` and its mean 1. None
+        where there are several uses, G is not known, or nothing was felt."""
+        use = self.uses[0]
+        if len(self.uses) > 1 or use.outputs is None or self.hessian().trace() == 0:
+            return None
+        return use.outputs / use.row.mean()
+
     def loss(self, error: Tensor) -> float:
         """Predicted rise of the loss in nats per token for a weight error [N, K]."""
         total = 0.0
         at_once = max(1, ROWS_AT_ONCE // error.shape[1])
+        whole = error.to(self.uses[0].column) if any(use.outputs is not None for use in self.uses) else error
         for start in range(0, len(error), at_once):
-            part = error[start : start + at_once].to(self.uses[0].column)
+            rows = slice(start, start + at_once)
+            part = whole[rows].to(self.uses[0].column)
             for use in self.uses:
-                row = use.row[start : start + at_once].double()
-                total += 0.5 * float(((part @ use.column) * part).sum(1).double() @ row)
+                if use.outputs is None:
+                    total += 0.5 * float(((part @ use.column) * part).sum(1).double() @ use.row[rows].double())
+                else:
+                    total += 0.5 * float(((part @ use.column) * (use.outputs[rows] @ whole)).sum(1).double().sum())
         return total
 
 
@@ -148,6 +165,7 @@ class Calibration:
         tokens: of text.
         labels: "sampled" from the model's prediction (the Fisher information), or the "targets" of a model that
             gives nothing but a loss.
+        outputs: names of the matrices whose G is kept (`WeightUse.outputs`), or, of a survey, would be.
     """
 
     stats: Mapping[str, WeightStats]
@@ -155,6 +173,7 @@ class Calibration:
     parameters: tuple[ParameterReport, ...]
     tokens: int
     labels: Literal["sampled", "targets"]
+    outputs: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -190,7 +190,7 @@ def test_the_statistics_of_two_processes_are_those_of_one(outcomes: Outcomes) ->
     assert sorted(names(one)) == sorted(names(two)) == ["statistics-00000.safetensors", "statistics.json"]
     assert (one / "statistics.json").read_text() == (two / "statistics.json").read_text()
     first, second = load_file(one / "statistics-00000.safetensors"), load_file(two / "statistics-00000.safetensors")
-    assert first.keys() == second.keys() and len(first) > 13
+    assert first.keys() == second.keys() and len(first) > 13 and sum(key.endswith("/outputs") for key in first) == 12
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 

@@ -16,7 +16,7 @@ from quantgolf.errors import FormatError, QuantGolfError
 from quantgolf.types import CodedBlock, CodedModel, CodedTensor
 
 DTYPE_NAMES = tuple(DTYPES)
-CUT, LEVELS, TRANSPOSED, KEPT = 0x01, 0x09, 0x40, 0x80
+CUT, LEVELS, DIAGONALS, TRANSPOSED, KEPT = 0x01, 0x09, 0x0A, 0x40, 0x80
 MAX_NAME_BYTES = 1 << 24
 
 # Part of format version 0, to the byte.
@@ -128,22 +128,24 @@ def _names(cursor: Cursor) -> Iterator[str]:
 
 
 def _storage(block: CodedBlock) -> int:
-    """One byte: the width of the codes or 9 for levels, + 64 if transposed, or 128 + the dtype of kept rows."""
+    """One byte: the width of the codes, 9 for levels or 10 for those along diagonals, + 64 if transposed; or 128 + the
+    dtype of kept rows."""
     if block.stored is not None:
         return KEPT | DTYPE_NAMES.index(block.stored)
-    return (LEVELS if block.levels else block.bits or 0) | TRANSPOSED * block.transposed
+    levels = DIAGONALS if block.diagonal else LEVELS
+    return (levels if block.levels else block.bits or 0) | TRANSPOSED * block.transposed
 
 
 def _is_levels(kind: int) -> bool:
-    return kind & ~TRANSPOSED == LEVELS
+    return kind & ~TRANSPOSED in (LEVELS, DIAGONALS)
 
 
 def _block(rows: int, kind: int, codes: bytes) -> CodedBlock:
     """The block that has that storage byte."""
     if kind >= KEPT:
         return CodedBlock(rows, _dtype(kind - KEPT), None, codes)
-    bits = None if _is_levels(kind) else kind & ~TRANSPOSED
-    return CodedBlock(rows, None, bits, codes, bool(kind & TRANSPOSED), _is_levels(kind))
+    transposed, what, levels = bool(kind & TRANSPOSED), kind & ~TRANSPOSED, _is_levels(kind)
+    return CodedBlock(rows, None, None if levels else what, codes, transposed, levels, what == DIAGONALS)
 
 
 def _is_whole(tensor: CodedTensor) -> bool:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from quantgolf.calibrate.capture import Capture, parameters_of, undisturbed, weights
-from quantgolf.calibrate.record import Recorder, Sums
+from quantgolf.calibrate.record import Recorder, Sums, only_linear
 from quantgolf.calibrate.report import report
 from quantgolf.calibrate.totals import Totals, ordered, refined, statistics
 from quantgolf.checkpoint.call import gives_logits, logits_of, loss_of
@@ -63,7 +63,7 @@ def collect(
     with undisturbed(model):
         seen, sampled = _look(model, batches[0][0][:1])
         for first in range(0, len(parts), ranks.world):
-            recorder = Recorder(only, sides=seen.sides, device=_device(model))
+            recorder = Recorder(only, seen, _device(model))
             if first + ranks.rank < len(parts):
                 capture = Capture(weights(model), recorder)
                 for index in parts[first + ranks.rank]:
@@ -160,6 +160,7 @@ def _calibration(model: nn.Module, totals: Totals, tokens: int, sampled: bool) -
         blocks={name: block for block, name in names.items()},
         tokens=tokens,
         labels="sampled" if sampled else "targets",
+        outputs=frozenset(names[block] for (_, block), part in sums.items() if part.kept and only_linear(sums, block)),
     )
 
 

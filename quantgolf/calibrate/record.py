@@ -10,22 +10,53 @@ from torch import Tensor
 from quantgolf.calibrate.place import Corner, Kind, choose, corner, places_of, size_of
 from quantgolf.calibrate.track import Piece
 from quantgolf.calibrate.uses import Use
-from quantgolf.types import Block
+from quantgolf.types import ROWS_AT_ONCE, Block
+
+# Rows whose gradients' products are summed: more take 256 MiB and more. Heads of vocabularies gain next to nothing by
+# them, 0.005 bit a weight.
+MOST_OUTPUTS = 8192
 
 
 @dataclass
 class Sums:
-    """Running sums of one kind of use of one block; `row` [N] and `column` [K, K] fp32, None where only counted.
+    """Running sums of one kind of use of one block, fp32.
 
-    `calls` counts the operations by name, `gradients` those whose output leads to the loss.
+    Attributes:
+        size: [N, K].
+        row, column: [N] and [K, K]; None where only counted.
+        outputs: [N, N], the sum of g gᵀ over visits, g the gradient at the output; None unless `kept`, or only counted.
+        fourth: fp64 scalar beside `outputs`, the sum over visits of ‖g‖⁴ - Σ_i g_i⁴, which tells how noisy they are.
+        visits: rows of activations.
+        gradients: operations whose output leads to the loss.
+        kept: whether `outputs` are summed, or would be: uses are linear and made all N outputs each time, which are
+            not too many, and nothing else was known of the block.
+        calls: operations by name.
     """
 
     size: tuple[int, int]
-    row: Tensor | None
-    column: Tensor | None
+    row: Tensor | None = None
+    column: Tensor | None = None
+    outputs: Tensor | None = None
+    fourth: Tensor | None = None
     visits: int = 0
     gradients: int = 0
+    kept: bool = False
     calls: dict[str, int] = field(default_factory=dict)
+
+    def make_room(self, device: torch.device | None) -> None:
+        """Zeros for everything that is summed."""
+        rows, columns = self.size
+        self.row = torch.zeros(rows, device=device)
+        self.column = torch.zeros(columns, columns, device=device)
+        if self.kept:
+            self.outputs = torch.zeros(rows, rows, device=device)
+            self.fourth = torch.zeros((), dtype=torch.float64, device=device)
+
+
+def only_linear(sums: Mapping[tuple[Kind, Block], Sums], block: Block) -> bool:
+    """Whether a block has no uses of another kind, so that G of its linear uses can serve."""
+    others: tuple[Kind, ...] = ("lookup", "crossed")
+    return not any((other, block) in sums for other in others)
 
 
 class Recorder:
@@ -33,20 +64,22 @@ class Recorder:
 
     Args:
         only: parameters to sum up; None for all. The others are counted, not summed.
-        sides: how parameters were first used, (lead, transposed), where that is known already.
+        seen: who watched a forward pass before: how parameters were first used, and whose G is of no use, are known
+            from there.
         device: of the sums.
     """
 
     def __init__(
         self,
         only: Collection[str] | None = None,
-        sides: Mapping[str, tuple[int, bool]] | None = None,
+        seen: "Recorder | None" = None,
         device: torch.device | None = None,
     ) -> None:
         self.only, self.device = only, device
         self.sums: dict[tuple[Kind, Block], Sums] = {}
         self.passed_over: dict[str, set[str]] = {}
-        self.sides: dict[str, tuple[int, bool]] = dict(sides or {})
+        self.sides: dict[str, tuple[int, bool]] = dict(seen.sides) if seen else {}  # (lead, transposed)
+        self._before = dict(seen.sums) if seen else {}
         self._waiting: list[tuple[Tensor, Sums, Callable[[Tensor], None]]] = []
         self._input: tuple[int, int, tuple[int, ...], tuple[int, ...]] | None = None
         self._held: Tensor | None = None
@@ -78,23 +111,24 @@ class Recorder:
                 continue
             kind: Kind = "crossed" if crossed else use.kind
             sums = self._sums(kind, place.block(transposed), size_of(place, transposed))
+            if transposed and not place.whole_rows:
+                sums.kept, sums.outputs, sums.fourth = False, None, None
             sums.calls[operation] = sums.calls.get(operation, 0) + 1
             sums.visits += use.inputs.numel() if kind == "lookup" else self._filled(use.inputs)
             if sums.row is not None and sums.column is not None:
-                add = self._add(sums.row, sums.column, kind, use, piece.rows, corner(place, transposed))
+                add = self._add(sums, kind, use, piece.rows, corner(place, transposed))
                 if not _hooked(output, sums, add):
                     self._waiting.append((output, sums, add))
 
-    def _add(
-        self, row: Tensor, column: Tensor, kind: Kind, use: Use, rows: range, into: Corner
-    ) -> Callable[[Tensor], None]:
-        """Adds to the corner of `row` [N] and `column` [K, K] that this use fills; returns what to do with the
-        gradient of its output."""
-        row, column = row[into.rows], column[into.columns, into.columns]
+    def _add(self, sums: Sums, kind: Kind, use: Use, rows: range, into: Corner) -> Callable[[Tensor], None]:
+        """Adds to the corner of the row weights [N] and the column matrix [K, K] that this use fills; returns what to
+        do with the gradient of its output."""
+        assert sums.row is not None and sums.column is not None
+        row, column = sums.row[into.rows], sums.column[into.columns, into.columns]
         mine = slice(rows.start, rows.stop)
         if kind == "linear":
             column += self._gram_of(use.inputs)
-            return partial(_add_squares, row, use, mine)
+            return partial(_add_products, sums, row, use, mine)
         if kind == "crossed":
             row += use.inputs.float().square().sum(0)
             return partial(_add_gram, column, use, mine)
@@ -114,11 +148,12 @@ class Recorder:
 
     def _sums(self, kind: Kind, block: Block, size: tuple[int, int]) -> Sums:
         if (kind, block) not in self.sums:
-            row = column = None
+            before = self._before.get((kind, block))
+            kept = kind == "linear" and size[0] <= MOST_OUTPUTS and (before is None or before.kept)
+            kept = kept and only_linear(self._before, block) and only_linear(self.sums, block)
+            self.sums[kind, block] = sums = Sums(size, kept=kept)
             if self.wants(block.parameter):
-                row = torch.zeros(size[0], device=self.device)
-                column = torch.zeros(size[1], size[1], device=self.device)
-            self.sums[kind, block] = Sums(size, row, column)
+                sums.make_room(self.device)
         return self.sums[kind, block]
 
     def _filled(self, x: Tensor) -> int:
@@ -164,8 +199,16 @@ def gram(rows: Tensor) -> Tensor:
         return rows.T @ rows
 
 
-def _add_squares(row: Tensor, use: Use, mine: slice, gradient: Tensor) -> None:
-    row += use.rows(gradient)[:, mine].float().square().sum(0)
+def _add_products(sums: Sums, row: Tensor, use: Use, mine: slice, gradient: Tensor) -> None:
+    g = use.rows(gradient)[:, mine].float()
+    squares = g.square()
+    row += squares.sum(0)
+    if sums.outputs is None or sums.fourth is None:
+        return
+    sums.outputs += gram(g)
+    for part in torch.split(squares, max(1, ROWS_AT_ONCE // g.shape[1])):
+        part = part.double()
+        sums.fourth += part.sum(1).square().sum() - part.square().sum()
 
 
 def _add_gram(column: Tensor, use: Use, mine: slice, gradient: Tensor) -> None:

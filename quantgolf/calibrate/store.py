@@ -1,8 +1,9 @@
 """Statistics on disk: one calibration serves every budget, and models whose statistics do not fit into memory.
 
-A folder holds `statistics.json` (what was calibrated, on what, and how) and safetensors files with the row weights
-and column matrices, read one matrix at a time. Column matrices that are equal, as those of q, k and v, lie there
-once. This is the one place of the room that touches files, because the statistics are its own.
+A folder holds `statistics.json` (what was calibrated, on what, and how) and safetensors files with the row weights,
+column matrices and output matrices, read one weight at a time. Column matrices that are equal, as those of q, k and
+v, lie there once. Files are mapped into memory: of an output matrix that nobody looks at nothing is read. This is the
+one place of the room that touches files, because the statistics are its own.
 """
 
 import json
@@ -24,7 +25,7 @@ from quantgolf.calibrate.place import Kind
 from quantgolf.errors import QuantGolfError
 from quantgolf.types import Block, Calibration, ParameterReport, WeightStats, WeightUse
 
-VERSION = 1
+VERSION = 2  # 1 had no output matrices
 INDEX = "statistics.json"
 
 
@@ -45,12 +46,13 @@ class Origin:
 
 @dataclass(frozen=True)
 class StoredUse:
-    """A `WeightUse` on disk: `row` and `column` are (file, key)."""
+    """A `WeightUse` on disk: `row`, `column` and `outputs` are (file, key)."""
 
     kind: Kind
     visits: int
     row: tuple[str, str]
     column: tuple[str, str]
+    outputs: tuple[str, str] | None
 
 
 class StoredStats(Mapping[str, WeightStats]):
@@ -69,12 +71,18 @@ class StoredStats(Mapping[str, WeightStats]):
         self.folder, self.uses, self.sizes, self.tokens = folder, uses, sizes, tokens
 
     def __getitem__(self, name: str) -> WeightStats:
-        uses, (rows, columns) = self.uses[name], self.sizes[name]
+        rows, columns = self.sizes[name]
         return WeightStats(
             name,
             tuple(
-                WeightUse(use.kind, self._read(*use.row, (rows,)), self._read(*use.column, (columns,) * 2), use.visits)
-                for use in uses
+                WeightUse(
+                    use.kind,
+                    self._read(*use.row, (rows,)),
+                    self._read(*use.column, (columns, columns)),
+                    use.visits,
+                    None if use.outputs is None else self._read(*use.outputs, (rows, rows)),
+                )
+                for use in self.uses[name]
             ),
             self.tokens,
         )
@@ -126,7 +134,7 @@ class Writer:
         self.files += 1
         known: list[tuple[str, Tensor]] = []
         for name, weight in stats.items():
-            uses = []
+            uses: list[dict[str, Any]] = []
             for index, use in enumerate(weight.uses):
                 tensors[f"{name}/{index}/row"] = use.row.cpu().contiguous()
                 column = use.column.cpu().contiguous()
@@ -136,7 +144,10 @@ class Writer:
                     tensors[same] = column
                     known = [*known[-3:], (same, column)]
                 uses.append({"kind": use.kind, "visits": use.visits, "row": [file, f"{name}/{index}/row"],
-                             "column": [file, same]})  # fmt: skip
+                             "column": [file, same], "outputs": None})  # fmt: skip
+                if use.outputs is not None:
+                    tensors[f"{name}/{index}/outputs"] = use.outputs.cpu().contiguous()
+                    uses[-1]["outputs"] = [file, f"{name}/{index}/outputs"]
             self.entries[name] = {"uses": uses}
         try:
             save_file(tensors, self.beside / file)
@@ -211,7 +222,8 @@ def read_calibration(folder: Path, model: str | None = None) -> tuple[Calibratio
         if uses.keys() != blocks.keys() or not all(uses.values()):
             raise ValueError("blocks that are not its matrices")
         stats = StoredStats(folder, uses, _sizes(blocks, parameters), index["tokens"])
-        calibration = Calibration(stats, blocks, parameters, index["tokens"], index["labels"])
+        outputs = frozenset(name for name, of in uses.items() if any(use.outputs is not None for use in of))
+        calibration = Calibration(stats, blocks, parameters, index["tokens"], index["labels"], outputs)
     except OSError as error:
         raise QuantGolfError(
             f"statistics {folder}: {INDEX} cannot be read ({error.strerror}), expected a folder that "
@@ -230,8 +242,11 @@ def read_calibration(folder: Path, model: str | None = None) -> tuple[Calibratio
 
 
 def _stored_use(use: dict[str, Any]) -> StoredUse:
-    (row, row_key), (column, column_key) = use["row"], use["column"]
-    return StoredUse(use["kind"], use["visits"], (row, row_key), (column, column_key))
+    (row, row_key), (column, column_key), outputs = use["row"], use["column"], use["outputs"]
+    if outputs is not None:
+        file, key = outputs
+        outputs = (file, key)
+    return StoredUse(use["kind"], use["visits"], (row, row_key), (column, column_key), outputs)
 
 
 def _sizes(blocks: dict[str, Block], parameters: tuple[ParameterReport, ...]) -> dict[str, tuple[int, int]]:

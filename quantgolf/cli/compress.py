@@ -45,14 +45,19 @@ def compress_verb(
         Solver | None, typer.Option("--solver", help="How codes are chosen; default: slope, with --bits gptq.")
     ] = None,
     states: Annotated[
-        int | None, typer.Option("--states", help="slope: states of the trellis quantizer, 1 for none; default: 32.")
+        int | None, typer.Option("--states", help="slope: states of the trellis quantizer, 1 for none; default: 128.")
     ] = None,
-    damp: Annotated[float, typer.Option("--damp", help="slope, gptq: added to H, as a share of its mean diagonal.")] = (
-        DEFAULTS.damp
-    ),
+    damp: Annotated[
+        float | None,
+        typer.Option("--damp", help="Added to H and G, as a share of their mean diagonal; default: 0.01, slope 0.03."),
+    ] = None,
     act_order: Annotated[
-        bool, typer.Option("--act-order/--no-act-order", help="slope, gptq: columns by falling activation.")
+        bool, typer.Option("--act-order/--no-act-order", help="gptq, slope down columns: by falling activation.")
     ] = DEFAULTS.act_order,
+    across_rows: Annotated[
+        bool,
+        typer.Option("--across-rows/--no-across-rows", help="slope: errors go to other rows, too."),
+    ] = DEFAULTS.across_rows,
     block_size: Annotated[int, typer.Option("--block-size", min=1, help="slope, gptq: columns between updates.")] = (
         DEFAULTS.block_size
     ),
@@ -74,7 +79,7 @@ def compress_verb(
     """Compress a checkpoint into a file within a limit, or into the smallest that keeps a promise."""
     rules = None if bits is None else parse_bits(bits)
     wish = Wish(None if max_bytes is None else parse_size(max_bytes), bpw, max_kl, max_dbpb, by_hand=rules is not None)
-    options = SolveOptions(damp=damp, act_order=act_order, block_size=block_size)
+    options = SolveOptions(damp, act_order, block_size, across_rows=across_rows)
     code_bytes = sum(size_of(path) for path in code or ())
     notes: tuple[str, ...] = ()
     if solver is None:

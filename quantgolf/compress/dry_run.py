@@ -19,7 +19,7 @@ from quantgolf.compress.matrices import NOTHING_TO_QUANTIZE, Matrices, choose
 from quantgolf.compress.memory import available_bytes, resident_bytes
 from quantgolf.compress.offload import plan_groups
 from quantgolf.compress.refuse import uniform
-from quantgolf.compress.rehearse import rehearse, solver_bytes, statistics_bytes
+from quantgolf.compress.rehearse import held_sizes, rehearse, solver_bytes, statistics_bytes
 from quantgolf.compress.slope import useful_bytes
 from quantgolf.compress.slope_budget import NEXT_TO_NOTHING
 from quantgolf.compress.targets import Wish
@@ -102,7 +102,8 @@ def dry_run(
     batch = max(batches, key=lambda batch: batch[0].numel())
     rehearsal = rehearse(checkpoint.module, seen, batch)
     tokens = sum(inputs.numel() for inputs, _ in batches)
-    products = 2 * tokens * sum(columns**2 for _, columns in sizes.values())
+    kept = held_sizes(sizes, seen)
+    products = 2 * tokens * sum(k**2 + sum(n**2 for n in outputs) for _, k, *outputs in kept)
     calibrating = rehearsal.seconds * tokens / batch[0].numel() + products / _products_per_second()
     costs = sampled_costs(matrices)
     fixed = _fixed_bytes(checkpoint, matrices) + code_bytes
@@ -128,10 +129,10 @@ def dry_run(
     elif rules is None and max_bytes is not None:
         plan = allocate(costs, max_bytes - fixed)
     passes = 1 if memory is None else len(plan_groups(checkpoint, batches, memory))
-    statistics = statistics_bytes(list(sizes.values()))
+    statistics = statistics_bytes(kept)
     calibrating_bytes = rehearsal.activation_bytes + statistics // (1 if len(batches) > 1 else 2)
     # Statistics in memory stay there while matrices are solved; their sums over a part of the text are gone.
-    solving_bytes = solver_bytes(list(sizes.values())) + int(SOLVES * plan.predicted_bytes)
+    solving_bytes = solver_bytes(kept) + int(SOLVES * plan.predicted_bytes)
     solving_bytes += statistics // 2 if memory is None else 0
     return DryRun(
         file_bytes=plan.predicted_bytes + fixed - code_bytes,
@@ -209,7 +210,8 @@ def _solve_seconds(sizes: Mapping[str, tuple[int, int]], solver: Solver | Litera
     for columns in {columns for _, columns in sizes.values()}:
         rows = 128
         inputs = torch.randn(2 * columns, columns)
-        stats = WeightStats("sample", (WeightUse("linear", torch.ones(rows), inputs.T @ inputs, 1),), 1)
+        outputs = torch.eye(rows) if solver == "slope" else None
+        stats = WeightStats("sample", (WeightUse("linear", torch.ones(rows), inputs.T @ inputs, 1, outputs),), 1)
         weight = torch.randn(rows, columns)
         if solver == "slope":
             preparing, solving = _slope_seconds(weight, stats)
@@ -241,10 +243,10 @@ def _guard_seconds(sizes: Mapping[str, tuple[int, int]], passing: float) -> floa
 def _slope_seconds(weight: Tensor, stats: WeightStats) -> tuple[float, float]:
     """Time to factor a Hessian, and to solve these rows at one slope."""
     started = time.monotonic()
-    grid, factor = prepare_slope(weight, stats, SolveOptions())
+    grid, feedback = prepare_slope(weight, stats, SolveOptions())
     preparing = time.monotonic() - started
     row, column, _ = grid.powers(1.0)
-    solve_slope(weight, factor, row, column, Trellis())  # compiles
+    solve_slope(weight, feedback, row, column, Trellis())  # compiles
     started = time.monotonic()
-    solve_slope(weight, factor, row, column, Trellis())
+    solve_slope(weight, feedback, row, column, Trellis())
     return preparing, time.monotonic() - started

@@ -18,7 +18,7 @@ from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.matrices import Matrices
 from quantgolf.compress.memory import resident_bytes
 from quantgolf.compress.pipeline import counter
-from quantgolf.compress.rehearse import rehearse, statistics_bytes
+from quantgolf.compress.rehearse import held_sizes, rehearse, statistics_bytes
 from quantgolf.compress.result import Progress
 from quantgolf.errors import QuantGolfError
 from quantgolf.ranks import Ranks
@@ -89,7 +89,7 @@ def plan_groups(checkpoint: Checkpoint, batches: Sequence[tuple[Tensor, Tensor]]
     seen, held = survey(checkpoint.module, batches[0][0][:1]), resident_bytes()
     taken = held + rehearse(checkpoint.module, seen, batches[0]).activation_bytes
     room = int(memory * (1 - SPARE)) - taken
-    sizes = sizes_by_parameter(Matrices(checkpoint, seen.blocks))
+    sizes = sizes_by_parameter(Matrices(checkpoint, seen.blocks), seen)
     # What the first window did not meet may be met later; those go last, in a group of their own. What it met in a
     # way that is not followed has most likely nothing to sum, and is worth no pass.
     unseen = {report.name: report.why for report in seen.parameters if report.status == "not seen"}
@@ -117,9 +117,9 @@ def plan_groups(checkpoint: Checkpoint, batches: Sequence[tuple[Tensor, Tensor]]
     return [*groups, late] if late else groups
 
 
-def sizes_by_parameter(matrices: Matrices) -> dict[str, list[tuple[int, int]]]:
-    """[N, K] of each matrix of each parameter."""
-    sizes: dict[str, list[tuple[int, int]]] = {}
+def sizes_by_parameter(matrices: Matrices, seen: Calibration) -> dict[str, list[tuple[int, ...]]]:
+    """`held_sizes` of each matrix of each parameter."""
+    sizes: dict[str, list[tuple[int, ...]]] = {}
     for name, block in matrices.blocks.items():
-        sizes.setdefault(block.parameter, []).append(matrices.size(name))
+        sizes.setdefault(block.parameter, []).extend(held_sizes({name: matrices.size(name)}, seen))
     return sizes

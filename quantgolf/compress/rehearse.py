@@ -1,7 +1,7 @@
 """One batch forward and backward, to know what calibration will take before it runs."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -42,14 +42,26 @@ def rehearse(model: nn.Module, seen: Calibration, batch: tuple[Tensor, Tensor]) 
     return Rehearsal(time.monotonic() - started, grown or 2 * sum(kept.values()))
 
 
-def statistics_bytes(sizes: Sequence[tuple[int, int]]) -> int:
-    """Memory that statistics of matrices [N, K] take while they are summed: a part of the text, and the total."""
-    return sum(2 * FP32 * (rows + columns**2) for rows, columns in sizes)
+def held_sizes(sizes: Mapping[str, tuple[int, int]], seen: Calibration) -> list[tuple[int, ...]]:
+    """What is held of matrices [N, K]: (N, K), and N once more where G is kept as well."""
+    return [(*size, size[0]) if name in seen.outputs else size for name, size in sizes.items()]
 
 
-def solver_bytes(sizes: Sequence[tuple[int, int]]) -> int:
-    """Memory that solving takes: the largest matrix a few times in fp32, and its Hessian a few times in fp64."""
-    return max((4 * FP32 * rows * columns + 5 * 8 * columns**2 for rows, columns in sizes), default=0)
+def statistics_bytes(sizes: Sequence[tuple[int, ...]]) -> int:
+    """Memory that statistics of `held_sizes` take while they are summed: a part of the text, and the total."""
+    return sum(2 * FP32 * (rows + columns**2 + sum(n**2 for n in outputs)) for rows, columns, *outputs in sizes)
+
+
+def solver_bytes(sizes: Sequence[tuple[int, ...]]) -> int:
+    """Memory that solving the largest of `held_sizes` takes: the matrix a few times in fp32, and its Hessian, and G
+    where it is kept, a few times in fp64."""
+    return max(
+        (
+            4 * FP32 * rows * columns + 5 * 8 * (columns**2 + sum(n**2 for n in outputs))
+            for rows, columns, *outputs in sizes
+        ),
+        default=0,
+    )
 
 
 @contextmanager

@@ -109,7 +109,8 @@ class OneSlope:
             if tuned is not None:
                 fine = tuned.fine_row.get(name), tuned.fine_column.get(name)
                 exponents = replace(exponents, fine_row=fine[0], fine_column=fine[1])
-            inside.setdefault(block.parameter, []).append(Leveled(block, exponents, torch.from_numpy(levels)))
+            leveled = Leveled(block, exponents, torch.from_numpy(levels), solved.diagonal)
+            inside.setdefault(block.parameter, []).append(leveled)
         kept = {} if tuned is None else tuned.kept
         entries = [
             Entry(name, kept.get(name, tensor), tuple(inside.get(name, ())), self.checkpoint.aliases.get(name, ()))

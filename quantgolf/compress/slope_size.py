@@ -71,13 +71,18 @@ class Histogram:
 
 
 def histogram_of(
-    levels: NDArray[np.int32], row: NDArray[np.int16], column: NDArray[np.int16], spread: int, trellis: Trellis
+    levels: NDArray[np.int32],
+    row: NDArray[np.int16],
+    column: NDArray[np.int16],
+    spread: int,
+    trellis: Trellis,
+    diagonal: bool = False,
 ) -> Histogram:
-    """Of levels [K, N], transposed, whose rows begin where the trellis does, and their powers [N] and [K]."""
+    """Of levels [K, N] in coding order, whose rows begin where the trellis does, and their powers [N] and [K]."""
     lowest, widths = predicted_spreads(row, column, spread)
     counts = np.zeros((len(widths), 2, SYMBOLS), dtype=np.int64)
     above = spread - lowest - column.astype(np.int64)
-    excess = count_levels(levels, row.astype(np.int64), above, trellis.after, trellis.restart, counts)
+    excess = count_levels(levels, row.astype(np.int64), above, trellis.after, trellis.restart, counts, diagonal)
     return Histogram(lowest, counts, float(excess))
 
 
@@ -88,6 +93,7 @@ def bits_by_segment(
     spread: int,
     trellis: Trellis,
     contexts: Contexts,
+    diagonal: bool = False,
 ) -> NDArray[np.float64]:
     """Bits of the levels [K, N], int16 or int32, of each run of `trellis.restart` rows, [⌈N / restart⌉], under tables.
 
@@ -102,7 +108,7 @@ def bits_by_segment(
     class_at = contexts.class_at(np.arange(lowest, lowest + len(widths)))
     bits = np.zeros(-(-len(row) // trellis.restart))
     above = spread - lowest - column.astype(np.int64)
-    segment_bits(levels, row.astype(np.int64), above, class_at, costs, trellis.after, trellis.restart, bits)
+    segment_bits(levels, row.astype(np.int64), above, class_at, costs, trellis.after, trellis.restart, bits, diagonal)
     return bits
 
 
@@ -133,6 +139,17 @@ def gaussian_bits(
     power = spread - (RESOLUTION if trellis is not None and trellis.states > 1 else 0)
     found: NDArray[np.float64] = np.interp(power, np.arange(-WIDEST, 41), _gaussian_bits())
     return found + np.maximum(0, power - 40) / RESOLUTION
+
+
+def bits_of(levels: NDArray[np.int32] | NDArray[np.int16], trellis: Trellis) -> float:
+    """Entropy of what is coded of levels, by one histogram, bits a weight; the file's contexts take less."""
+    magnitude = np.abs(levels.astype(np.int32))
+    magnitude = magnitude if trellis.states == 1 else (magnitude + 1) >> 1
+    coded = np.where(levels < 0, -magnitude, magnitude).ravel(order="K")
+    most = int(magnitude.max(initial=0))
+    counts = np.bincount(coded + most) if most < 2**20 else np.unique(coded, return_counts=True)[1]
+    share = counts[counts > 0] / max(1, levels.size)
+    return float(-(share * np.log2(share)).sum())
 
 
 @cache

@@ -1,8 +1,9 @@
 """All matrices at one slope, on all threads, with the same levels for any number of them.
 
-Rows are independent of each other in GPTQ's feedback, and segments of the trellis too, so matrices are cut into parts
-of whole segments and solved side by side, one thread each. torch itself has one thread meanwhile, because its sums
-depend on how many it has. Factors of Hessians are kept while they fit into `KEPT`; they took 60% of a solve.
+Where errors go across columns alone, rows are independent of each other, and segments of the trellis too, so such
+matrices are cut into parts of whole segments and solved side by side, one thread each; others are solved whole. torch
+itself has one thread meanwhile, because its sums depend on how many it has. Factors of Hessians are kept while they
+fit into `KEPT`; they took 60% of a solve.
 """
 
 import math
@@ -21,6 +22,7 @@ from quantgolf.compress.matrices import Matrices
 from quantgolf.compress.slope_size import (
     Histogram,
     Spreads,
+    bits_of,
     gaussian_bits,
     histogram_of,
     predicted_spreads,
@@ -29,8 +31,7 @@ from quantgolf.compress.slope_size import (
 from quantgolf.encode.contexts import Contexts
 from quantgolf.ranks import Ranks
 from quantgolf.solve import SolveOptions
-from quantgolf.solve.gptq import Factor
-from quantgolf.solve.slope import RESOLUTION, Grid, prepare_slope, row_parts, solve_rows
+from quantgolf.solve.slope import RESOLUTION, Feedback, Grid, prepare_slope, row_parts, solve_rows, solve_slope
 from quantgolf.solve.trellis import Trellis
 from quantgolf.types import Exponents, SolveReport, WeightStats
 
@@ -49,9 +50,10 @@ class Draft:
     """A matrix solved on the grid of one slope.
 
     Attributes:
-        levels: int16, or int32 where they need it, [N, K]; column after column in memory.
+        levels: int16, or int32 where they need it, [N, K].
         exponents: of its steps.
         damp, retries, dead: of its factor, for the report.
+        diagonal: whether levels are paths of the trellis along diagonals instead of down columns.
     """
 
     levels: Levels
@@ -59,15 +61,17 @@ class Draft:
     damp: float
     retries: int
     dead: int
+    diagonal: bool
 
 
 @dataclass(frozen=True)
 class OnSlope:
-    """A matrix solved on the grid of one slope, and what that costs: levels int32 or int16 [N, K], and its steps."""
+    """A matrix solved on the grid of one slope, and what that costs."""
 
     levels: Levels
     exponents: Exponents
     report: SolveReport
+    diagonal: bool
 
 
 Drafts = dict[str, Draft]
@@ -96,21 +100,21 @@ class SlopeSolver:
         self._mine = [name for name, owner in zip(self.names, owners, strict=True) if owner == self.ranks.rank]
         self._grids: dict[str, Grid] = {}
         self._spreads: Spreads | None = None
-        self._factors: dict[str, Factor] = {}
+        self._feedback: dict[str, Feedback] = {}
 
     def grids(self, progress: Count | None = None) -> dict[str, Grid]:
         """The grid of every matrix; factors that are not kept are made again when they are needed."""
         if not self._grids:
             room, kept = KEPT, set()
             for name in self._mine:
-                room -= 4 * self.matrices.size(name)[1] ** 2
+                room -= 4 * sum(side**2 for side in self.matrices.size(name))
                 if room >= 0:
                     kept.add(name)
 
             def work(name: str) -> Grid:
-                grid, factor = prepare_slope(self.matrices[name], self.stats[name], self.options)
+                grid, feedback = prepare_slope(self.matrices[name], self.stats[name], self.options)
                 if name in kept:
-                    self._factors[name] = factor
+                    self._feedback[name] = feedback
                 return grid
 
             self._grids = self.each(work, progress)
@@ -122,32 +126,49 @@ class SlopeSolver:
 
     def draft(self, slope: float, progress: Count | None = None) -> Drafts:
         """Every matrix at this slope."""
-        powers = {name: grid.powers(slope) for name, grid in self.grids().items()}
+        grids = self.grids()
 
-        def work(name: str, rows: Rows, weight: Tensor, factor: Factor) -> tuple[Levels, Factor]:
-            row, column, _ = powers[name]
-            levels = solve_rows(weight, factor, row[rows], column, self.trellis, self.options.block_size)
-            largest = max(int(levels.max(initial=0)), -int(levels.min(initial=0)))
-            return levels.astype(np.int16) if largest < 2**15 else levels, factor
+        def cut(name: str) -> list[slice]:
+            rows = self.matrices.size(name)[0]
+            return [slice(0, rows)] if grids[name].diagonal else row_parts(rows, self.trellis)
 
-        def join(name: str, found: Iterator[tuple[Levels, Factor]]) -> Draft:
+        def work(name: str, rows: Rows, weight: Tensor, feedback: Feedback) -> tuple[Levels, Feedback]:
+            row, column, _ = grids[name].powers(slope)
+            return self._levels(weight, feedback, row[rows], column), feedback
+
+        def join(name: str, found: Iterator[tuple[Levels, Feedback]]) -> Draft:
             parts = list(found)
-            factor = parts[0][1]
-            levels = np.concatenate([part for part, _ in parts], axis=1).T
-            row, column, spread = powers[name]
-            exponents = Exponents(torch.from_numpy(row), torch.from_numpy(column), spread)
-            return Draft(levels, exponents, factor.damp, factor.retries, int(factor.dead.sum()))
+            return self._draft(name, slope, np.concatenate([part for part, _ in parts]), parts[0][1])
 
-        return self._parts(lambda name: row_parts(self.matrices.size(name)[0], self.trellis), work, join, progress)
+        return self._parts(cut, work, join, progress)
+
+    def draft_of(self, name: str, slope: float) -> Draft:
+        """One matrix at this slope; all ranks solve it."""
+        weight, feedback = self._loaded(name)
+        row, column, _ = self.grids()[name].powers(slope)
+        with _threads(self.workers):
+            return self._draft(name, slope, self._levels(weight, feedback, row, column), feedback)
+
+    def _levels(
+        self, weight: Tensor, feedback: Feedback, row: NDArray[np.int16], column: NDArray[np.int16]
+    ) -> Levels:  # fmt: skip
+        levels = solve_slope(weight, feedback, row, column, self.trellis, self.options.block_size)
+        largest = max(int(levels.max(initial=0)), -int(levels.min(initial=0)))
+        return levels.astype(np.int16) if largest < 2**15 else levels
+
+    def _draft(self, name: str, slope: float, levels: Levels, feedback: Feedback | None) -> Draft:
+        grid = self.grids()[name]
+        row, column, spread = grid.powers(slope)
+        exponents = Exponents(torch.from_numpy(row), torch.from_numpy(column), spread)
+        if feedback is None:
+            return Draft(levels, exponents, 0.0, 0, 0, grid.diagonal)
+        factor = feedback.columns
+        return Draft(levels, exponents, factor.damp, factor.retries, int(factor.dead.sum()), grid.diagonal)
 
     def empty(self, slope: float) -> Drafts:
         """Every matrix on the grid of this slope with levels that are all zero."""
-        found = {}
-        for name, grid in self.grids().items():
-            row, column, spread = grid.powers(slope)
-            levels = np.zeros((len(column), len(row)), dtype=np.int16).T
-            found[name] = Draft(levels, Exponents(torch.from_numpy(row), torch.from_numpy(column), spread), 0.0, 0, 0)
-        return found
+        zeros = {name: np.zeros(self.matrices.size(name), dtype=np.int16) for name in self.grids()}
+        return {name: self._draft(name, slope, levels, None) for name, levels in zeros.items()}
 
     def priced(self, drafts: Mapping[str, Draft], progress: Count | None = None) -> Solution:
         """Drafts, or rows of several of them, with what they cost."""
@@ -163,7 +184,7 @@ class SlopeSolver:
                 name, "slope", bits_of(draft.levels, self.trellis), self.stats[name].loss(error),
                 draft.damp, draft.retries, draft.dead,
             )  # fmt: skip
-            return OnSlope(draft.levels, draft.exponents, report)
+            return OnSlope(draft.levels, draft.exponents, report, draft.diagonal)
 
         return self.each(work, progress)
 
@@ -174,8 +195,10 @@ class SlopeSolver:
         """
         powers = {name: grid.powers(slope) for name, grid in self.grids().items()}
 
-        def work(name: str, rows: Rows, weight: Tensor, factor: Factor) -> tuple[Histogram, float]:
+        def work(name: str, rows: Rows, weight: Tensor, feedback: Feedback) -> tuple[Histogram, float]:
             row, column, spread = powers[name]
+            # Rows that are not solved give no feedback to these, and so all are coded down columns here.
+            factor = feedback.columns
             levels = solve_rows(weight, factor, row[rows], column, self.trellis, self.options.block_size)
             more = self.matrices.size(name)[0] / len(weight)
             predicted = self._gaussian(_spreads_of(self.grids()[name], rows), slope)
@@ -210,35 +233,34 @@ class SlopeSolver:
     def _parts(
         self,
         cut: Callable[[str], Sequence[Rows]],
-        work: Callable[[str, Rows, Tensor, Factor], Value],
+        work: Callable[[str, Rows, Tensor, Feedback], Value],
         join: Callable[[str, Iterator[Value]], Found],
         progress: Count | None,
     ) -> dict[str, Found]:
         """`join` of what `work` makes of each part of each matrix, given its rows of the weight."""
 
-        def load(name: str) -> tuple[Tensor, Factor]:
-            weight = self.matrices[name]
-            factor = self._factors.get(name)
-            return weight, factor or prepare_slope(weight, self.stats[name], self.options)[1]
-
-        def part(name: str, rows: Rows, loaded: Future[tuple[Tensor, Factor]]) -> Value:
-            weight, factor = loaded.result()
-            return work(name, rows, weight[rows], factor)
+        def part(name: str, rows: Rows, loaded: Future[tuple[Tensor, Feedback]]) -> Value:
+            weight, feedback = loaded.result()
+            return work(name, rows, weight[rows], feedback)
 
         def start(pool: Executor, names: list[str]) -> dict[str, Callable[[], Found]]:
             # The pool takes them in this order, so that no part waits for what has not begun. What is loaded lives
             # as long as its parts: loading a few matrices ahead is all that is in memory beside kept factors.
-            ahead = [pool.submit(load, name) for name in names[: self.workers]]
+            ahead = [pool.submit(self._loaded, name) for name in names[: self.workers]]
             started: dict[str, Callable[[], Found]] = {}
             for at, name in enumerate(names):
                 loaded = ahead.pop(0)
                 parts = [pool.submit(part, name, rows, loaded) for rows in cut(name)]
                 if at + self.workers < len(names):
-                    ahead.append(pool.submit(load, names[at + self.workers]))
+                    ahead.append(pool.submit(self._loaded, names[at + self.workers]))
                 started[name] = _joined(name, parts, join)
             return started
 
         return self._spread(start, progress)
+
+    def _loaded(self, name: str) -> tuple[Tensor, Feedback]:
+        weight = self.matrices[name]
+        return weight, self._feedback.get(name) or prepare_slope(weight, self.stats[name], self.options)[1]
 
     def _spread(
         self, start: Callable[[Executor, list[str]], Mapping[str, Callable[[], Value]]], progress: Count | None
@@ -276,14 +298,3 @@ def _threads(workers: int) -> Iterator[Executor]:
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(before)
-
-
-def bits_of(levels: Levels, trellis: Trellis) -> float:
-    """Entropy of what is coded of levels, by one histogram, bits a weight; the file's contexts take less."""
-    magnitude = np.abs(levels.astype(np.int32))
-    magnitude = magnitude if trellis.states == 1 else (magnitude + 1) >> 1
-    coded = np.where(levels < 0, -magnitude, magnitude).ravel(order="K")
-    most = int(magnitude.max(initial=0))
-    counts = np.bincount(coded + most) if most < 2**20 else np.unique(coded, return_counts=True)[1]
-    share = counts[counts > 0] / max(1, levels.size)
-    return float(-(share * np.log2(share)).sum())

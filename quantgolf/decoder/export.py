@@ -1,7 +1,7 @@
 """The decoder's source as a small file: without what one file does not need, its names shortened, the rest packed.
 
 What `python-minifier` leaves is compressed and becomes a string of Latin-1 characters, in a file that says on its first
-line that it is Latin-1: Python reads that as it reads any other file, and no quarter is lost to base85. Of 4,000
+line that it is Latin-1: Python reads that as it reads any other file, and no quarter is lost to base85. Of 4,100
 minified bytes DEFLATE and LZMA leave the same within ten, LZMA's call is longer; the smaller file is taken.
 """
 
@@ -30,18 +30,20 @@ class Features:
 
     Attributes:
         levels: matrices on the grid of one slope.
+        diagonals: those of them that are coded along their diagonals.
         codes: matrices of fixed-width codes.
         cuts: tensors of several blocks (banks, experts, q and k and v).
         dtypes: of tensors and of what they are kept in, by the names safetensors gives them.
     """
 
     levels: bool
+    diagonals: bool
     codes: bool
     cuts: bool
     dtypes: frozenset[str]
 
 
-ALL = Features(True, True, True, frozenset(DTYPES))
+ALL = Features(True, True, True, True, frozenset(DTYPES))
 
 
 def features_of(coded: CodedModel) -> Features:
@@ -49,6 +51,7 @@ def features_of(coded: CodedModel) -> Features:
     blocks = [(tensor, block) for tensor in coded.tensors for block in tensor.blocks]
     return Features(
         levels=coded.has_levels,
+        diagonals=any(block.diagonal for _, block in blocks),
         codes=any(block.bits is not None for _, block in blocks),
         # A whole tensor has one block, of lead 1 where it is quantized and of lead 0 where it is kept.
         cuts=any(len(t.blocks) != 1 or t.lead != (t.blocks[0].stored is None) for t in coded.tensors),
@@ -92,7 +95,8 @@ def _specialised(features: Features) -> str:
     )
     known = zip(DTYPES, names.split(" "), strict=True)
     left = " ".join(name if dtype in features.dtypes else "" for dtype, name in known)
-    return specialise(text, {"LEVELS": features.levels, "CODES": features.codes, "CUTS": features.cuts, "DTYPES": left})
+    known_now = {name.upper(): getattr(features, name) for name in ("levels", "diagonals", "codes", "cuts")}
+    return specialise(text, {**known_now, "DTYPES": left})
 
 
 def _packed(code: bytes, ascii_only: bool) -> Iterator[bytes]:

@@ -18,6 +18,7 @@ from zstandard import ZstdCompressionDict, ZstdDecompressor
 # Features. An export for one file leaves out what that file has no use for: conditions on these are decided then, names
 # of other dtypes are empty, and functions that nothing calls any more are gone.
 LEVELS = True  # matrices of levels
+DIAGONALS = True  # of which some lie along diagonals
 CODES = True  # matrices of fixed-width codes
 CUTS = True  # tensors of several blocks
 DTYPES = (
@@ -92,8 +93,8 @@ def lanes(
     `spreads` are twice the predicted ones, and 1 more where the trellis does not begin again.
     """
     found = np.zeros(len(spreads), "i")
-    forward = 1 + (states > 4) + 2 * (states > 16)
-    feedback = states // 2 + forward // 2
+    kind = states.bit_length() - 3
+    feedback, forward = b"\2\5\t\x12!N\xa6"[kind], b"\1\2\2\4\n+y"[kind]
     state = at * 0
     x = np.frombuffer(take(file, 4 * len(at)), "I").astype(int)
     words = np.frombuffer(bytes(file), "H").astype(int)
@@ -145,23 +146,22 @@ def power(exponents: Any, /) -> Any:
     return np.ldexp(np.float32(2 ** (exponents % 128 / 128)), exponents // 128 - 1)
 
 
-def leveled(
-    file: Iterator[int],
-    scales: Iterator[int],
-    rows: Sequence[int],
-    columns: Sequence[int],
-    states: int,
-    restart: int,
-    /,
-) -> Iterator[NDArray[np.float32]]:
-    """The weights [K, N] of each matrix of levels, with so many rows N and columns K; `scales` are the exponents."""
-    heads = [[signed(number) for number in varints(scales, 3)] for _ in rows]
-    parts = [planes(scales, sizes, 1) for sizes in (rows, columns, rows, columns)]
-    steps, spreads = [], []
-    for (least, lowest, spread), r, c, fine, finer in zip(heads, *parts):
+def leveled(file: Iterator[int], header: Iterator[int], blocks: list[Any], /) -> None:
+    """Appends to each block of levels its weights [K, N]; `header` goes on with where `file` has them."""
+    _, _, states, restart, size, _ = varints(header, 6)
+    scales = iter(take(file, size) + bytes(2))  # as if there were two empty streams of fine steps
+    n, k, *_ = zip(*blocks)
+    heads = [[signed(number) for number in varints(scales, 3)] for _ in n]
+    parts = [planes(scales, sizes, 1) for sizes in (n, k, n, k)]
+    spreads = []
+    for block, (least, lowest, spread), r, c, fine, finer in zip(blocks, heads, *parts):
         row, column = np.int32(r) + least, np.int32(c[:, None]) + lowest
-        steps += [power(32 * row + fine) * power(32 * column + finer[:, None])]
-        spreads += [np.int16(2 * (spread - row - column) + (np.arange(len(r)) % restart > 0)).ravel()]
+        predicted: Any = np.int16(2 * (spread - row - column) + (np.arange(block[0]) % restart > 0))
+        if DIAGONALS and block[2] > 9:  # row i is rolled by i
+            for i in range(block[0]):
+                predicted[:, i] = np.roll(predicted[:, i], i)
+        spreads += [predicted.ravel()]
+        block += [power(32 * row + fine) * power(32 * column + finer[:, None])]
     found: NDArray[Any] = np.concatenate(spreads)
     if count := len(found):
         begin = found.min() // 2 * 2 - 1
@@ -174,8 +174,12 @@ def leveled(
         number, begins = max(1, count // 32768), np.append(np.flatnonzero(found % 2 < 1), count)
         at = begins[np.searchsorted(begins, np.arange(number) * count // number)]
         found = lanes(file, tables, found, classes, excess, states, at, np.append(at[1:], count), 1)
-    for step, levels in zip(steps, split(found, [step.size for step in steps])):
-        yield np.float32(levels.reshape(step.shape)) * step
+    for block, part in zip(blocks, split(found, [len(part) for part in spreads])):
+        levels = part.reshape(block[4].shape)
+        if DIAGONALS and block[2] > 9:
+            for i in range(block[0]):
+                levels[:, i] = np.roll(levels[:, i], -i)
+        block[4] *= np.float32(levels)
 
 
 def dtype(number: int, /) -> torch.dtype:
@@ -223,12 +227,8 @@ def load(source: Any, /, exact: bool = False) -> tuple[dict[str, torch.Tensor], 
         kept = [block for block in blocks if block[2] > 127 and dtype(block[2]).itemsize == size]
         for block, values in zip(kept, planes(file, [block[0] * block[1] for block in kept], size)):
             block += [torch.tensor(values).view(dtype(block[2])).reshape(block[:2]).T]
-    if LEVELS and (ladders := [block for block in blocks if block[2] == 9]):
-        _, _, states, restart, size, _ = varints(header, 6)
-        scales = iter(take(file, size) + bytes(2))  # as if there were two empty streams of fine steps
-        n, k, *_ = zip(*ladders)
-        for block, weight in zip(ladders, leveled(file, scales, n, k, states, restart)):
-            block += [weight]
+    if LEVELS and (ladders := [block for block in blocks if block[2] in (9, 10)]):
+        leveled(file, header, ladders)
     found = {}
     for aliases, shape, number, blocks in zip(names, shapes, dtypes, tensors):
         kind = dtype(number)

@@ -58,3 +58,9 @@ class _Fold(ast.NodeTransformer):
         if not isinstance(node.test, ast.Constant):
             return node
         return node.body if node.test.value else node.orelse
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
+        self.generic_visit(node)
+        if not isinstance(node.test, ast.Constant):
+            return node
+        return node.body if node.test.value else node.orelse

@@ -75,6 +75,10 @@ def _check_tensor(tensor: CodedTensor) -> None:
 
 def _check_block(tensor: CodedTensor, block: CodedBlock) -> None:
     name = tensor.name
+    if block.diagonal and not block.levels:
+        raise FormatError(
+            f"{name} has rows coded along diagonals that are no levels, expected levels or diagonal=False"
+        )
     if block.levels:
         if block.bits is not None or block.stored is not None or block.codes:
             raise FormatError(

@@ -1,8 +1,9 @@
 """The inner loops of the coder of levels: which symbol and context a level has, and rANS with a table per context.
 
-Weights follow each other matrix after matrix, column after column, down the rows. A lane is a contiguous run of
-whole segments of the trellis, so that every lane begins in state 0 and a decoder can follow all of them at once:
-step t takes the t-th symbol of every lane that still has one, in lane order, from one shared sequence of words.
+Weights follow each other matrix after matrix, column after column, down the rows; of a diagonal matrix the columns are
+its diagonals, see `diagonals`. A lane is a contiguous run of whole segments of the trellis, so that every lane begins
+in state 0 and a decoder can follow all of them at once: step t takes the t-th symbol of every lane that still has one,
+in lane order, from one shared sequence of words.
 
 A lane's symbols may lie exactly 2^15 from those of its neighbours, all in the same few sets of the cache. Therefore
 blocks of `BLOCK` steps are gathered into a small array first: 1.6 times as fast on a matrix [4096, 8192], and 1.1
@@ -13,6 +14,7 @@ import numba
 import numpy as np
 from numpy.typing import NDArray
 
+from quantgolf.encode.diagonals import first_of, in_coding_order
 from quantgolf.encode.rans import LOWEST, SYMBOLS_PER_LANE
 from quantgolf.encode.table import PRECISION, TOTAL
 from quantgolf.solve.trellis import label_of
@@ -53,15 +55,17 @@ def symbols_of(
     symbols: NDArray[np.uint8],
     keys: NDArray[np.uint8],
     counts: NDArray[np.int64],
+    diagonal: bool,
 ) -> int:
     """Fills the symbols [N·K] and keys 2 · class + odd [N·K] of levels [K, N], and adds them to `counts` [keys, 256].
 
-    The class of weight (i, j) is `class_at[column[j] - row[i]]`. Returns the place of the first level that its state
-    does not allow, -1 if there is none.
+    Levels of a `diagonal` matrix come rolled. The class of weight (i, j) is `class_at[column[j] - row[i]]`.
+    Returns the place of the first level that its state does not allow, -1 if there is none.
     """
     n, at, scalar = len(row), 0, len(after) == 1
+    above = in_coding_order(column, n, diagonal)
     for j in range(len(column)):
-        state = 0
+        first, state = first_of(j, column, diagonal), 0
         for i in range(n):
             if i % restart == 0:
                 state = 0
@@ -72,7 +76,7 @@ def symbols_of(
                     return at
                 k = (level + (level & 1 if level > 0 else -(level & 1))) >> 1
             symbol = min(max(k + ZERO, FIRST), LAST)
-            key = class_at[column[j] - row[i]] << 1 | (state & 1)
+            key = class_at[above[first + i * diagonal] - row[i]] << 1 | (state & 1)
             symbols[at] = symbol
             keys[at] = key
             counts[key, symbol] += 1
@@ -102,20 +106,22 @@ def count_levels(
     after: NDArray[np.int64],
     restart: int,
     counts: NDArray[np.int64],
+    diagonal: bool,
 ) -> int:
     """Adds the symbols of levels [K, N] to `counts` [spreads, 2, 256]; that of weight (i, j) is column[j] - row[i].
 
-    Returns the bytes of what escapes hold.
+    Levels of a `diagonal` matrix come rolled. Returns the bytes of what escapes hold.
     """
     scalar, excess = len(after) == 1, 0
+    above = in_coding_order(column, len(row), diagonal)
     for j in range(len(column)):
-        state = 0
+        first, state = first_of(j, column, diagonal), 0
         for i in range(len(row)):
             if i % restart == 0:
                 state = 0
             level = int(levels[j, i])
             symbol = _symbol(level, state & 1, scalar)
-            counts[column[j] - row[i], state & 1, symbol] += 1
+            counts[above[first + i * diagonal] - row[i], state & 1, symbol] += 1
             if symbol in (FIRST, LAST):
                 left = (abs(level) if scalar else (abs(level) + 1) >> 1) - ZERO
                 excess += 1
@@ -136,18 +142,21 @@ def segment_bits(
     after: NDArray[np.int64],
     restart: int,
     bits: NDArray[np.float64],
+    diagonal: bool,
 ) -> None:
-    """Adds what levels [K, N] cost to `bits` of their segments; `costs` [2 · classes, 256], odd states second."""
+    """Adds what levels [K, N], rolled if `diagonal`, cost to `bits` of their segments; `costs` [2 · classes, 256]."""
     scalar = len(after) == 1
+    above = in_coding_order(column, len(row), diagonal)
     for j in range(len(column)):
-        for first in range(0, len(row), restart):
+        first = first_of(j, column, diagonal)
+        for begin in range(0, len(row), restart):
             state, total = 0, 0.0
-            for i in range(first, min(first + restart, len(row))):
+            for i in range(begin, min(begin + restart, len(row))):
                 level = int(levels[j, i])
-                context = int(class_at[column[j] - row[i]]) << 1 | (state & 1)
+                context = int(class_at[above[first + i * diagonal] - row[i]]) << 1 | (state & 1)
                 total += costs[context, _symbol(level, state & 1, scalar)]
                 state = int(after[state, label_of(level)])
-            bits[first // restart] += total
+            bits[begin // restart] += total
 
 
 @numba.njit(cache=True, nogil=True)
@@ -157,12 +166,14 @@ def classes_of(
     class_at: NDArray[np.uint8],
     restart: int,
     classes: NDArray[np.uint8],
+    diagonal: bool,
 ) -> None:
-    """Fills 2 · class of each weight [N·K], column after column, 1 more where the trellis begins again."""
-    at = 0
+    """Fills 2 · class of each weight [N·K] in coding order, 1 more where the trellis begins again."""
+    at, above = 0, in_coding_order(column, len(row), diagonal)
     for j in range(len(column)):
+        first = first_of(j, column, diagonal)
         for i in range(len(row)):
-            classes[at + i] = class_at[column[j] - row[i]] << 1
+            classes[at + i] = class_at[above[first + i * diagonal] - row[i]] << 1
         for i in range(0, len(row), restart):
             classes[at + i] |= 1
         at += len(row)
@@ -232,7 +243,7 @@ def decode_lanes(
     block = np.empty((BLOCK, lanes), dtype=np.uint16)
     found = np.empty((BLOCK, lanes), dtype=np.int32)
     machines = np.zeros(lanes, dtype=np.int64)
-    level_of, next_machine = np.empty((2, 256), dtype=np.int32), np.empty((len(after), 256), dtype=np.int64)
+    level_of, next_machine = np.empty((2, 256), dtype=np.int32), np.empty((len(after), 256), dtype=np.uint8)
     for symbol in range(256):
         for odd in range(2):
             level_of[odd, symbol] = _level(symbol - ZERO, odd, scalar)
@@ -278,7 +289,7 @@ def decode_lanes(
                     machines[lane] = after[machine, label_of(level)]
                     continue
                 found[t, lane] = level_of[odd, symbol]
-                machines[lane] = next_machine[machine, symbol]
+                machines[lane] = int(next_machine[machine, symbol])
         for lane in range(lanes):
             begin = starts[lane] + first
             for t in range(min(BLOCK, ends[lane] - begin)):

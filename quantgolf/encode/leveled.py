@@ -23,11 +23,13 @@ class Leveled:
         block: where it lies in its tensor.
         exponents: of its steps.
         levels: int32 [N, K], unclipped, such as the trellis of the model allows.
+        diagonal: whether it allows them along diagonals (i + j) mod K, see `diagonals`, and not down columns.
     """
 
     block: Block
     exponents: Exponents
     levels: Tensor
+    diagonal: bool = False
 
 
 def encode_leveled(matrices: Sequence[tuple[str, Leveled]], trellis: Trellis) -> tuple[bytes, bytes]:
@@ -37,20 +39,25 @@ def encode_leveled(matrices: Sequence[tuple[str, Leveled]], trellis: Trellis) ->
         QuantGolfError: exponents too far apart, or levels that the trellis does not allow.
     """
     levels = [
-        Levels(part.levels.cpu().numpy(), part.exponents.spread, *_arrays(part.exponents)) for _, part in matrices
+        Levels(part.levels.cpu().numpy(), part.exponents.spread, *_arrays(part.exponents), part.diagonal)
+        for _, part in matrices
     ]
     exponents = encode_exponents([(name, part.exponents) for name, part in matrices])
     return exponents, encode_levels(levels, trellis)
 
 
-def decode_leveled(coded: CodedModel, matrices: Sequence[tuple[str, tuple[int, int]]]) -> Iterator[QTensor]:
-    """The matrices of levels, given their names and shapes (N, K); all are decoded before the first comes.
+def decode_leveled(
+    coded: CodedModel, matrices: Sequence[tuple[str, tuple[int, int]]], diagonal: Sequence[bool]
+) -> Iterator[QTensor]:
+    """The matrices of levels, given their names and shapes (N, K), and whether each is coded along its diagonals.
+
+    All are decoded before the first comes.
 
     Raises:
         FormatError: exponents that do not fit, at once; levels that do not, when the first is asked for.
     """
     exponents = decode_exponents(coded.exponents, matrices) if matrices else []
-    return _decode(coded, matrices, exponents)
+    return _decode(coded, matrices, exponents, diagonal)
 
 
 def check_leveled(name: str, part: Leveled, shape: tuple[int, int]) -> None:
@@ -68,12 +75,15 @@ def check_leveled(name: str, part: Leveled, shape: tuple[int, int]) -> None:
 
 
 def _decode(
-    coded: CodedModel, matrices: Sequence[tuple[str, tuple[int, int]]], exponents: Sequence[Exponents]
+    coded: CodedModel,
+    matrices: Sequence[tuple[str, tuple[int, int]]],
+    exponents: Sequence[Exponents],
+    diagonal: Sequence[bool],
 ) -> Iterator[QTensor]:
     if not matrices:
         return
-    pairs = zip(matrices, exponents, strict=True)
-    frames = [Frame(shape, each.spread, *_arrays(each)) for (_, shape), each in pairs]
+    known = zip(matrices, exponents, diagonal, strict=True)
+    frames = [Frame(shape, each.spread, *_arrays(each), along) for (_, shape), each, along in known]
     found = decode_levels(coded.levels, frames, Trellis(coded.states, coded.restart))
     for (name, _), each, levels in zip(matrices, exponents, found, strict=True):
         codes = torch.from_numpy(levels).contiguous()

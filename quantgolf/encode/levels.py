@@ -3,7 +3,8 @@
 What is known before a level is read: the steps of its row and column and the standard deviation of its matrix, all
 as whole quarter octaves, which together predict how wide levels spread there; and whether the trellis is in an odd
 state. That pair is the context. Weights of all matrices share the tables, so that there are few and each is learned
-from many. The matrices follow each other in one sequence, see `lanes`, which leaves a decoder wide strides.
+from many. The matrices follow each other in one sequence, see `lanes`, which leaves a decoder wide strides. Those whose
+trellis runs along diagonals are rolled first, see `diagonals`.
 
 Levels are unclipped. In an even state only the even ones are allowed, in an odd one the odd ones and zero: what is
 coded is k, level = 2k or 2k - sign(k), and with one state level = k. |k| up to 126 is a symbol; beyond it the
@@ -18,11 +19,13 @@ decoder needs them.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantgolf.encode.contexts import Contexts, choose_contexts, group_spreads, read_contexts
+from quantgolf.encode.diagonals import rolled, unrolled
 from quantgolf.encode.lanes import (
     FIRST,
     LARGEST_LEVEL,
@@ -52,12 +55,14 @@ class Frame:
         spread: standard deviation of the weights, in quarter octaves: about 2^(spread / 4); within int16.
         row: int16 [N]; weight (i, j) has a step of about 2^((row[i] + column[j]) / 4).
         column: int16 [K].
+        diagonal: whether it is coded along its diagonals.
     """
 
     shape: tuple[int, int]
     spread: int
     row: NDArray[np.int16]
     column: NDArray[np.int16]
+    diagonal: bool = False
 
 
 @dataclass(frozen=True)
@@ -68,11 +73,12 @@ class Levels:
     spread: int
     row: NDArray[np.int16]
     column: NDArray[np.int16]
+    diagonal: bool = False
 
     @property
     def frame(self) -> Frame:
         """What is known of the matrix without its levels."""
-        return Frame((self.levels.shape[0], self.levels.shape[1]), self.spread, self.row, self.column)
+        return Frame((self.levels.shape[0], self.levels.shape[1]), self.spread, self.row, self.column, self.diagonal)
 
 
 @dataclass(frozen=True)
@@ -125,8 +131,8 @@ def decode_levels(
 ) -> list[NDArray[np.int32]]:
     """The levels int32 [N, K] of each matrix that `encode_levels` was given; `what` names the stream in messages.
 
-    They are views of one array in coding order, columns one after another in memory. It is allocated only if the
-    payload is long enough for the states of its lanes, 4 bytes for every 32,768 levels.
+    Those of columns are views of one array in coding order, columns one after another in memory. It is allocated only
+    if the payload is long enough for the states of its lanes, 4 bytes for every 32,768 levels.
 
     Raises:
         FormatError: not a stream that `encode_levels` writes for these frames.
@@ -134,9 +140,9 @@ def decode_levels(
     for frame in shapes_and_steps:
         if fault := _fault(frame):
             raise FormatError(f"{what} holds {fault}; {DAMAGED}")
-    shapes = [frame.shape for frame in shapes_and_steps]
     cursor = Cursor(payload, what)
-    count = sum(rows * columns for rows, columns in shapes)
+    ends = list(accumulate(rows * columns for rows, columns in (frame.shape for frame in shapes_and_steps)))
+    count = ends[-1] if ends else 0
     if count // SYMBOLS_PER_LANE * 4 > cursor.left:
         raise FormatError(f"{what} has {len(payload)} bytes for {count:,} levels, too few for their lanes; {DAMAGED}")
     frames = [frame for frame in shapes_and_steps if 0 not in frame.shape]
@@ -144,8 +150,11 @@ def decode_levels(
     if frames:
         _decode(cursor, frames, trellis, levels)
     cursor.finish()
-    ends = np.cumsum([rows * columns for rows, columns in shapes], dtype=np.int64).tolist()
-    return [levels[end - n * k : end].reshape(k, n).T for end, (n, k) in zip(ends, shapes, strict=True)]
+    found = []
+    for end, frame in zip(ends, shapes_and_steps, strict=True):
+        coded = levels[end - frame.shape[0] * frame.shape[1] : end].reshape(frame.shape[::-1])
+        found.append(unrolled(coded) if frame.diagonal else coded.T)
+    return found
 
 
 def _decode(cursor: Cursor, frames: list[Frame], trellis: Trellis, levels: NDArray[np.int32]) -> None:
@@ -163,7 +172,7 @@ def _decode(cursor: Cursor, frames: list[Frame], trellis: Trellis, levels: NDArr
     for frame in frames:
         end = at + frame.shape[0] * frame.shape[1]
         row, column = frame.row.astype(np.int64), frame.spread - lowest - frame.column.astype(np.int64)
-        classes_of(row, column, class_at, trellis.restart, classes[at:end])
+        classes_of(row, column, class_at, trellis.restart, classes[at:end], frame.diagonal)
         at = end
     begun = states.min() >= LOWEST
     ends = decode_lanes(
@@ -192,15 +201,19 @@ def _prepare(matrices: Sequence[Levels], trellis: Trellis) -> _Prepared | None:
     escapes: list[NDArray[np.int64]] = []
     at = 0
     for matrix in matrices:
-        flat = matrix.levels.ravel(order="F")
+        flat = rolled(matrix.levels).ravel() if matrix.diagonal else matrix.levels.ravel(order="F")
         row, column = matrix.row.astype(np.int64), matrix.spread - lowest - matrix.column.astype(np.int64)
         end = at + len(flat)
         part = symbols[at:end]
-        wrong = symbols_of(flat, row, column, group_at, trellis.after, trellis.restart, part, keys[at:end], counts)
+        shared = trellis.after, trellis.restart
+        wrong = symbols_of(flat, row, column, group_at, *shared, part, keys[at:end], counts, matrix.diagonal)
         if wrong >= 0:
+            j, i = divmod(wrong, len(row))
+            j = (j - i) % len(column) if matrix.diagonal else j
             raise QuantGolfError(
-                f"level {flat[wrong]} at row {wrong % len(row)} of column {wrong // len(row)} is one that the trellis "
-                f"with {trellis.states} states does not allow there; expected levels quantized with it"
+                f"level {flat[wrong]} at row {i} of column {j} is one that the trellis with {trellis.states} states, "
+                f"down {'diagonals' if matrix.diagonal else 'columns'}, does not allow there; expected levels that it "
+                "gave"
             )
         found = np.flatnonzero((part == FIRST) | (part == LAST))
         magnitude = np.abs(flat[found].astype(np.int64))

@@ -106,7 +106,9 @@ def encode_model(entries: Sequence[Entry], trellis: Trellis | None = None) -> Co
             if isinstance(part, Leveled):
                 check_leveled(name, part, matrix)
                 leveled.append((name, part))
-                blocks.append(CodedBlock(stop - start, None, None, b"", transposed, levels=True))
+                blocks.append(
+                    CodedBlock(stop - start, None, None, b"", transposed, levels=True, diagonal=part.diagonal)
+                )
             else:
                 _check_steps(name, part.row, matrix[0])
                 steps.append(to_bytes(part.row))
@@ -140,8 +142,8 @@ def decode_model(coded: CodedModel) -> Iterator[tuple[Block, QTensor | Tensor]]:
     rows = [matrix_shape(t.shape, place)[0] for t, block, place in laid if block.bits is not None]
     steps = iter(_decode_planes(cursor, rows, 2))
     cursor.finish()
-    frames = [(place.name(t.shape), matrix_shape(t.shape, place)) for t, block, place in laid if block.levels]
-    leveled = decode_leveled(coded, frames)
+    matrices = [(place.name(t.shape), matrix_shape(t.shape, place)) for t, block, place in laid if block.levels]
+    leveled = decode_leveled(coded, matrices, [block.diagonal for _, block, _ in laid if block.levels])
     kept = iter(_decode_kept(coded))
     return _decode_blocks(laid, steps, leveled, kept)
 

@@ -10,9 +10,8 @@ own histogram (200,000 samples, restarts every 128): scalar 0.264 and 0.293, 4 s
 and 0.157, 32 states 0.098 and 0.137. Labels follow the magnitude of odd levels (±1, ±5, … and 0, ±3, ±7, …); by
 residue, as the theory for a uniform source has it, 8 states lose 0.012 and 0.023 bit more.
 
-Segments do not know of each other, so `LANES` of them are worked on side by side: 52 M weights/s with 4 and 8 states,
-35 with 16 and 24 with 32, against 22, 17, 10 and 6 one after another (one core of an EPYC 9004, shared; lanes of 8
-and 16 are a tenth and a quarter faster again, but most columns have hardly 4 segments).
+A run of rows costs a step of all states each, which a processor does side by side: 65, 42, 36, 24, 11, 6 and 3 M
+weights/s with 4, 8, 16, 32, 64, 128 and 256 states (one core of an EPYC 9004, shared).
 """
 
 from dataclasses import dataclass
@@ -24,10 +23,11 @@ from numpy.typing import NDArray
 
 from quantgolf.errors import QuantGolfError
 
-LANES = 4  # segments side by side: one vector of doubles
-
 # Parity-check polynomials of Ungerboeck's codes for amplitude modulation (1982, doi:10.1109/TIT.1982.1056454, table I).
-CODES = {4: (0o5, 0o2), 8: (0o13, 0o4), 16: (0o23, 0o4), 32: (0o45, 0o10)}
+CODES = {
+    4: (0o5, 0o2), 8: (0o13, 0o4), 16: (0o23, 0o4), 32: (0o45, 0o10), 64: (0o103, 0o24), 128: (0o235, 0o126),
+    256: (0o515, 0o362),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class Trellis:
     """A machine that runs down the rows of a column; with one state it is the plain scalar quantizer.
 
     Attributes:
-        states: 1, 4, 8, 16 or 32.
+        states: 1, or a power of two from 4 to 256.
         restart: rows after which it begins again in state 0, so that segments can be worked on side by side.
     """
 
-    states: int = 32
+    states: int = 128
     restart: int = 256
 
     def __post_init__(self) -> None:
@@ -64,15 +64,16 @@ class Trellis:
         return after
 
     @cached_property
-    def arrivals(self) -> NDArray[np.int64]:
-        """The two ways into each state, the lower state first: [states, 2, 2] of state before, 2 · odd + label."""
+    def arrivals(self) -> NDArray[np.uint8]:
+        """The two ways into each state, the lower state first: [4, states] of state before and 2 · odd + label of the
+        one, and of the other."""
         if self.states == 1:
-            return np.zeros((1, 2, 2), dtype=np.int64)
-        ways: list[list[tuple[int, int]]] = [[] for _ in range(self.states)]
+            return np.zeros((4, 1), dtype=np.uint8)
+        ways: list[list[int]] = [[] for _ in range(self.states)]
         for state in range(self.states):
             for label in range(2):
-                ways[self.after[state, label]].append((state, 2 * (state & 1) + label))
-        return np.array(ways, dtype=np.int64)
+                ways[self.after[state, label]] += [state, 2 * (state & 1) + label]
+        return np.ascontiguousarray(np.array(ways, dtype=np.uint8).T)
 
     def odd(self, state: int) -> bool:
         """Whether a state allows the odd levels and zero, and not the even ones: the odd states do."""
@@ -81,7 +82,7 @@ class Trellis:
     def quantize(self, targets: NDArray[np.float64]) -> NDArray[np.int32]:
         """The levels [n] with the least summed squared distance to `targets` [n] on allowed paths (exact Viterbi)."""
         levels = np.empty(len(targets), dtype=np.int32)
-        quantize_column(np.ascontiguousarray(targets, dtype=np.float64), self.arrivals, self.restart, levels)
+        quantize_run(np.ascontiguousarray(targets, dtype=np.float64), 0, 0, self.arrivals, self.restart, levels)
         return levels
 
 
@@ -93,60 +94,60 @@ def label_of(level: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def quantize_column(
-    targets: NDArray[np.float64], arrivals: NDArray[np.int64], restart: int, levels: NDArray[np.int32]
-) -> None:
-    """Fills `levels` [n], `LANES` segments at a time; one state rounds to the nearest integer."""
-    rows, states = len(targets), len(arrivals)
+def quantize_run(
+    targets: NDArray[np.float64],
+    first: int,
+    state: int,
+    arrivals: NDArray[np.uint8],
+    restart: int,
+    levels: NDArray[np.int32],
+) -> int:
+    """Fills `levels` [n] of the rows from `first` on, begun in `state`; returns the state the best path ends in.
+
+    One state rounds to the nearest integer.
+    """
+    rows, states = len(targets), arrivals.shape[1]
     if states == 1:
         for i in range(rows):
             levels[i] = np.int32(np.rint(targets[i]))
-        return
-    longest = min(restart, rows)
-    aim = np.empty((longest, LANES))
-    nearest, distance = np.empty((longest, 4, LANES)), np.empty((4, LANES))
-    second = np.empty((longest, states, LANES), dtype=np.uint8)
-    cost, reached = np.empty((states, LANES)), np.empty((states, LANES))
-    last = np.empty(LANES, dtype=np.int64)
-    for start in range(0, rows, restart * LANES):
-        for lane in range(LANES):
-            begin = start + lane * restart
-            for i in range(longest):
-                aim[i, lane] = targets[begin + i] if begin + i < rows else 0.0
+        return 0
+    before_a, by_a, before_b, by_b = arrivals[0], arrivals[1], arrivals[2], arrivals[3]
+    nearest, distance = np.empty((min(rows, restart), 4)), np.empty(4)
+    second = np.empty((min(rows, restart), states), dtype=np.bool_)
+    cost, reached = np.empty(states), np.empty(states)
+    start = 0
+    while start < rows:
+        within = (first + start) % restart
+        count = min(restart - within, rows - start)
         cost[:] = np.inf
-        cost[0] = 0.0
-        for i in range(min(longest, rows - start)):
-            for lane in range(LANES):
-                _find_nearest(aim[i, lane], nearest[i], distance, lane)
-            for state in range(states):
-                a, b = arrivals[state, 0, 0], arrivals[state, 1, 0]
-                by_a, by_b = arrivals[state, 0, 1], arrivals[state, 1, 1]
-                for lane in range(LANES):
-                    from_a, from_b = cost[a, lane] + distance[by_a, lane], cost[b, lane] + distance[by_b, lane]
-                    second[i, state, lane] = from_b < from_a
-                    reached[state, lane] = min(from_a, from_b)
+        cost[state if within else 0] = 0.0
+        for i in range(count):
+            _find_nearest(targets[start + i], nearest[i], distance)
+            for s in range(states):
+                a, b = cost[before_a[s]] + distance[by_a[s]], cost[before_b[s]] + distance[by_b[s]]
+                second[i, s] = b < a
+                reached[s] = min(a, b)
             cost, reached = reached, cost
-            for lane in range(LANES):
-                if i == min(restart, rows - start - lane * restart) - 1:  # where its segment ends
-                    last[lane] = np.argmin(cost[:, lane])
-        for lane in range(LANES):
-            begin = start + lane * restart
-            state = last[lane]
-            for i in range(min(restart, rows - begin) - 1, -1, -1):
-                way = second[i, state, lane]
-                levels[begin + i] = np.int32(nearest[i, arrivals[state, way, 1], lane])
-                state = arrivals[state, way, 0]
+        state = int(np.argmin(cost))
+        s = state
+        for i in range(count - 1, -1, -1):
+            if second[i, s]:
+                levels[start + i], s = np.int32(nearest[i, by_b[s]]), int(before_b[s])
+            else:
+                levels[start + i], s = np.int32(nearest[i, by_a[s]]), int(before_a[s])
+        start += count
+    return state
 
 
 @numba.njit(inline="always")
-def _find_nearest(target: float, nearest: NDArray[np.float64], distance: NDArray[np.float64], lane: int) -> None:
+def _find_nearest(target: float, nearest: NDArray[np.float64], distance: NDArray[np.float64]) -> None:
     """Of each quantizer and label, 2 · odd + label, the level nearest to a target and its squared distance."""
     magnitude = abs(target)
     sign = 1.0 if target >= 0 else -1.0
     three = max(3.0, 4.0 * np.rint((magnitude - 3.0) / 4.0) + 3.0)
-    nearest[0, lane] = 4.0 * np.rint(target / 4.0)
-    nearest[1, lane] = 4.0 * np.rint((target - 2.0) / 4.0) + 2.0
-    nearest[2, lane] = sign * three if abs(magnitude - three) < magnitude else 0.0
-    nearest[3, lane] = sign * max(1.0, 4.0 * np.rint((magnitude - 1.0) / 4.0) + 1.0)
+    nearest[0] = 4.0 * np.rint(target / 4.0)
+    nearest[1] = 4.0 * np.rint((target - 2.0) / 4.0) + 2.0
+    nearest[2] = sign * three if abs(magnitude - three) < magnitude else 0.0
+    nearest[3] = sign * max(1.0, 4.0 * np.rint((magnitude - 1.0) / 4.0) + 1.0)
     for kind in range(4):
-        distance[kind, lane] = (target - nearest[kind, lane]) ** 2
+        distance[kind] = (target - nearest[kind]) ** 2

@@ -86,8 +86,8 @@ USES: dict[str, tuple[Callable[[Tensor, Tensor], Tensor], tuple[int, ...]]] = {
 
 @pytest.mark.parametrize("use", USES)
 def test_an_error_costs_what_statistics_say(use: str) -> None:
-    """The quadratic model of the loss, its labels sampled, G's diagonal alone: within 40%."""
-    assert abs(math.log(measured_over_predicted(Around(*USES[use])))) < math.log(1.4)
+    """The quadratic model of the loss, labels sampled: within 25%. With G's diagonal alone three are 33% off."""
+    assert abs(math.log(measured_over_predicted(Around(*USES[use])))) < math.log(1.25)
 
 
 UNKNOWN: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -61,6 +61,8 @@ def assert_equal(found: Calibration, expected: Calibration) -> None:
             assert (use.kind, use.visits) == (twin.kind, twin.visits)
             assert torch.equal(use.row, twin.row) and torch.equal(use.column, twin.column)
             assert twin.row.dtype == twin.column.dtype == torch.float32
+            assert (use.outputs is None) == (twin.outputs is None)
+            assert use.outputs is None or (twin.outputs is not None and torch.equal(use.outputs, twin.outputs))
 
 
 def test_what_is_read_is_what_was_written(folder: Path, calibration: Calibration) -> None:
@@ -68,6 +70,8 @@ def test_what_is_read_is_what_was_written(folder: Path, calibration: Calibration
     assert origin == ORIGIN
     assert_equal(found, calibration)
     assert {use.kind for use in found.stats["emb.weight"].uses} == {"linear", "lookup"}
+    assert found.outputs == {name for name in found.stats if name != "emb.weight"}
+    assert all(found.stats[name].outputs() is not None for name in found.outputs)
     assert "nothing" not in found.stats and found.stats.get("nothing") is None
     assert sorted(path.name for path in folder.iterdir()) == [TENSORS, INDEX]
     assert list(folder.parent.iterdir()) == [folder]
@@ -85,11 +89,13 @@ def test_equal_column_matrices_lie_there_once(folder: Path, calibration: Calibra
         if not any(use.column.equal(other) for other in different):
             different.append(use.column)
     stored = load_file(folder / TENSORS)
-    assert len(stored) == len(uses) + len(different) and len(different) == len(uses) - 4
+    products = sum(use.outputs is not None for use in uses)
+    assert len(stored) == len(uses) + len(different) + products and len(different) == len(uses) - 4
+    assert products == len(uses) - 2
 
 
 def test_a_model_without_anything_captured_is_stored_too(tmp_path: Path, calibration: Calibration) -> None:
-    nothing = replace(calibration, stats={}, blocks={})
+    nothing = replace(calibration, stats={}, blocks={}, outputs=frozenset())
     write_calibration(tmp_path / "stats", nothing, ORIGIN)
     assert_equal(read_calibration(tmp_path / "stats")[0], nothing)
 
@@ -214,7 +220,7 @@ def cut(name: str, share: float) -> Damage:
         (lambda folder: (folder / INDEX).write_text("[" * 100_000), "is not what `quantgolf calibrate` writes"),
         (lambda folder: (folder / INDEX).write_text("[1]"), "is not what `quantgolf calibrate` writes"),
         (lambda folder: (folder / INDEX).write_text("3"), "is not what `quantgolf calibrate` writes"),
-        (index_with(version=2), "version 2, expected 1; calibrate again"),
+        (index_with(version=1), "version 1, expected 2; calibrate again"),
         (index_with(version=None), "KeyError('version')"),
         *((index_with(**{key: None}), f"KeyError('{key}')") for key in ("origin", "blocks", "parameters", "matrices",
                                                                       "tokens", "labels")),
@@ -233,6 +239,11 @@ def cut(name: str, share: float) -> Damage:
          "is [16, 16], expected [13]"),
         (inside("matrices", "emb.weight", "uses", 1, "column", value=[TENSORS, "down_bank.0/0/column"]),
          "is [32, 32], expected [16, 16]"),
+        (inside("matrices", "up_bank.0", "uses", 0, "outputs"), "KeyError('outputs')"),
+        (inside("matrices", "up_bank.0", "uses", 0, "outputs", value=[TENSORS]), "is not what"),
+        (inside("matrices", "up_bank.0", "uses", 0, "outputs", value=[TENSORS, "no"]), f"{TENSORS} cannot be read"),
+        (inside("matrices", "up_bank.0", "uses", 0, "outputs", value=[TENSORS, "qo_bank.0/0/outputs"]),
+         "is [16, 16], expected [32, 32]"),
         (lambda folder: (folder / TENSORS).unlink(), f"{TENSORS} cannot be read"),
         (cut(TENSORS, 0.9), f"{TENSORS} cannot be read"),
         (cut(TENSORS, 0.001), f"{TENSORS} cannot be read"),

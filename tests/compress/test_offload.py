@@ -82,7 +82,8 @@ def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def needs(source: Checkpoint, text: list[tuple[Tensor, Tensor]]) -> dict[str, int]:
-    sizes = sizes_by_parameter(Matrices(source, survey(source.module, text[0][0][:1]).blocks))
+    seen = survey(source.module, text[0][0][:1])
+    sizes = sizes_by_parameter(Matrices(source, seen.blocks), seen)
     return {name: statistics_bytes(parts) for name, parts in sizes.items()}
 
 
@@ -96,11 +97,13 @@ def limit_for(source: Checkpoint, text: list[tuple[Tensor, Tensor]], share: floa
 def assert_equal(found: Calibration, expected: Calibration) -> None:
     assert list(found.stats) == list(expected.stats)
     assert (found.parameters, found.blocks) == (expected.parameters, expected.blocks)
-    assert (found.tokens, found.labels) == (expected.tokens, expected.labels)
+    assert (found.tokens, found.labels, found.outputs) == (expected.tokens, expected.labels, expected.outputs)
     for name, stats in expected.stats.items():
         for use, twin in zip(stats.uses, found.stats[name].uses, strict=True):
             assert (use.kind, use.visits) == (twin.kind, twin.visits)
             assert torch.equal(use.row, twin.row) and torch.equal(use.column, twin.column), name
+            assert (use.outputs is None) == (twin.outputs is None)
+            assert use.outputs is None or (twin.outputs is not None and torch.equal(use.outputs, twin.outputs)), name
 
 
 @pytest.mark.parametrize(

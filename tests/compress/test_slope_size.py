@@ -101,6 +101,11 @@ def solver_of(tiny: Checkpoint, learned: Calibration, trellis: Trellis) -> tuple
     return SlopeSolver(matrices, learned.stats, SolveOptions(), trellis), matrices
 
 
+def levels_of(draft: Draft) -> Levels:
+    steps = draft.exponents
+    return Levels(draft.levels.astype(np.int32), steps.spread, steps.row.numpy(), steps.column.numpy(), draft.diagonal)
+
+
 def test_files_are_equal_for_any_number_of_threads_and_with_factors_made_anew(
     tiny: Checkpoint, learned: Calibration, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,7 +130,7 @@ def test_a_failure_in_a_thread_is_told_and_leaves_torch_as_it_was(
 
     solver, _ = solver_of(tiny, learned, Trellis())
     solver.grids()
-    monkeypatch.setattr(slope_solver, "solve_rows", fail)
+    monkeypatch.setattr(slope_solver, "solve_slope", fail)
     before = torch.get_num_threads()
     with pytest.raises(QuantGolfError, match="it does not work"):
         solver.draft(0.01)
@@ -137,29 +142,25 @@ def test_samples_say_how_large_all_is(demo: Any) -> None:
     solver = SlopeSolver(matrices, demo.calibration.stats, SolveOptions(), Trellis())
     for slope in (1e-4, 1e-3):
         drafts = solver.draft(slope)
-        levels = [
-            Levels(d.levels.astype(np.int32), d.exponents.spread, d.exponents.row.numpy(), d.exponents.column.numpy())
-            for d in drafts.values()
-        ]
+        levels = [levels_of(draft) for draft in drafts.values()]
         real = predicted_bits(levels, Trellis())
         assert solver.sampled(slope)[0] == pytest.approx(real, rel=0.02)
         assert solver.predicted_bits(slope) == pytest.approx(real, rel=0.2)
 
 
-def test_two_solutions_are_mixed_by_whole_segments(tiny: Checkpoint, learned: Calibration) -> None:
-    """What is returned is, run of rows by run of rows, one of the two solutions on either side of the budget."""
+def test_two_solutions_are_mixed_by_what_is_independent(tiny: Checkpoint, learned: Calibration) -> None:
+    """What is returned is one of the two solutions on either side of the budget, run of rows by run of rows, or whole
+    where errors go across rows; or such a matrix solved between the two."""
     trellis = Trellis(8, 16)
     solver, matrices = solver_of(tiny, learned, trellis)
     drafts: list[dict[str, Draft]] = []
     original = solver.draft
     solver.draft = lambda slope, progress=None: drafts.append(original(slope, progress)) or drafts[-1]  # type: ignore[method-assign, func-returns-value]
+    between = solver.draft_of
+    solver.draft_of = lambda name, slope: drafts.append({name: between(name, slope)}) or drafts[-1][name]  # type: ignore[method-assign, func-returns-value]
 
     def size_of(solution: Any) -> int:
-        parts = [
-            Levels(d.levels.astype(np.int32), d.exponents.spread, d.exponents.row.numpy(), d.exponents.column.numpy())
-            for d in solution.values()
-        ]
-        return len(encode_levels(parts, trellis))
+        return len(encode_levels([levels_of(draft) for draft in solution.values()], trellis))
 
     weights = sum(math.prod(matrices.size(name)) for name in matrices)
     limit = weights * 3 // 8
@@ -167,12 +168,14 @@ def test_two_solutions_are_mixed_by_whole_segments(tiny: Checkpoint, learned: Ca
     assert limit * (1 - CLOSE) - 64 <= size_of(found) <= limit
     sources = set()
     for name, one in found.items():
-        for start in range(0, len(one.levels), 16):
-            run = slice(start, start + 16)
+        height = len(one.levels) if one.diagonal else 16
+        for start in range(0, len(one.levels), height):
+            run = slice(start, start + height)
             same = [
                 index
                 for index, each in enumerate(drafts)
-                if np.array_equal(each[name].levels[run], one.levels[run])
+                if name in each
+                and np.array_equal(each[name].levels[run], one.levels[run])
                 and torch.equal(each[name].exponents.row[run], one.exponents.row[run])
             ]
             assert same

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from dataclasses import replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
@@ -24,7 +25,7 @@ from quantgolf.solve.trellis import Trellis
 from quantgolf.types import Block, CodedModel, Exponents
 
 BLOB = Path(__file__).parents[1] / "blob"
-GOLDEN = [BLOB / "golden_v0.qg", BLOB / "golden_levels_v0.qg"]
+GOLDEN = [BLOB / f"golden_{name}v0.qg" for name in ("", "levels_", "diagonals_")]
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -55,12 +56,14 @@ def test_golden_files(path: Path) -> None:
     assert all(bits(by_path[name]) == bits(tensor) for name, tensor in by_bytes.items())
 
 
-def allowed(k: np.ndarray[Any, np.dtype[np.int64]], trellis: Trellis) -> Tensor:
+def allowed(k: np.ndarray[Any, np.dtype[np.int64]], trellis: Trellis, diagonal: bool = False) -> Tensor:
     """The levels int32 [N, K] that a trellis has for indices k."""
+    i, j = np.ogrid[: k.shape[0], : k.shape[1]]
+    coded = i, ((j - i) % max(1, k.shape[1]) if diagonal else j + 0 * i)
     found, state = np.empty_like(k), np.zeros(k.shape[1], dtype=np.int64)
-    for i, row in enumerate(k):
-        state = state * (i % trellis.restart > 0)
-        found[i] = row if trellis.states == 1 else 2 * row - state % 2 * np.sign(row)
+    for at, row in enumerate(k[coded]):
+        state = state * (at % trellis.restart > 0)
+        found[at, coded[1][at]] = row if trellis.states == 1 else 2 * row - state % 2 * np.sign(row)
         state = trellis.after[state, row % 2]
     return torch.from_numpy(found.astype(np.int32))
 
@@ -117,13 +120,19 @@ def drawn_tensor(draw: st.DrawFn, name: str, trellis: Trellis) -> Entry:
                 torch.tensor(row, dtype=torch.int16) + smallest, torch.tensor(column, dtype=torch.int16),
                 draw(st.integers(-4096, 4096)), *(drawn_fine(draw, m) for m in (n, k)),
             )  # fmt: skip
-            parts.append(Leveled(block, scales, allowed(indices, trellis)))
+            diagonal = draw(st.booleans())
+            parts.append(Leveled(block, scales, allowed(indices, trellis, diagonal), diagonal))
     values = torch.tensor(draw(st.lists(st.integers(-256, 256), min_size=rows * columns, max_size=rows * columns)))
     original = (values / 7).to(torch.float64).reshape(shape).to(dtype)
     return Entry(name, original, tuple(draw(st.permutations(parts))), aliases)
 
 
-@given(st.data(), st.sampled_from([1, 4, 8, 16, 32]), st.integers(1, 5), st.sampled_from([None, {"x": [1, "é"]}]))
+@given(
+    st.data(),
+    st.sampled_from([1, 4, 8, 16, 32, 64, 128, 256]),
+    st.integers(1, 5),
+    st.sampled_from([None, {"x": [1, "é"]}]),
+)
 @settings(deadline=None, max_examples=80)
 def test_any_tensors(data: st.DataObject, states: int, restart: int, model: dict[str, Any] | None) -> None:
     trellis = Trellis(states, restart)
@@ -132,7 +141,7 @@ def test_any_tensors(data: st.DataObject, states: int, restart: int, model: dict
 
 
 def ladder(
-    name: str, shape: tuple[int, int], trellis: Trellis, seed: int, transposed: bool = False
+    name: str, shape: tuple[int, int], trellis: Trellis, seed: int, transposed: bool = False, diagonal: bool = False
 ) -> tuple[Tensor, Leveled]:
     """Random levels of a few bits under steps that vary, whose contexts fill many classes."""
     rng, (n, k) = np.random.default_rng(seed), shape
@@ -140,15 +149,16 @@ def ladder(
     indices = np.rint(rng.normal(0, 2.0 ** ((-44 - row[:, None] - column) / 4), shape)).astype(np.int64)
     scales = Exponents(torch.from_numpy(row.astype(np.int16)), torch.from_numpy(column.astype(np.int16)), -40)
     original = torch.zeros(shape[::-1] if transposed else shape, dtype=torch.float16)
-    return original, Leveled(Block(name, 1, 0, len(original), transposed), scales, allowed(indices, trellis))
+    block, levels = Block(name, 1, 0, len(original), transposed), allowed(indices, trellis, diagonal)
+    return original, Leveled(block, scales, levels, diagonal)
 
 
-@pytest.mark.parametrize(("states", "restart"), [(1, 128), (8, 100)])
-def test_many_lanes_and_classes_of_levels(states: int, restart: int) -> None:
+@pytest.mark.parametrize(("states", "restart", "diagonal"), [(1, 128, False), (8, 100, False), (8, 100, True)])
+def test_many_lanes_and_classes_of_levels(states: int, restart: int, diagonal: bool) -> None:
     trellis = Trellis(states, restart)
     entries = []
     for at, (shape, transposed) in enumerate([((300, 180), False), ((1, 77), False), ((129, 100), True)]):
-        original, part = ladder(f"w{at}", shape, trellis, states + at, transposed)
+        original, part = ladder(f"w{at}", shape, trellis, states + at, transposed, diagonal)
         entries.append(Entry(f"w{at}", original, (part,)))
     coded = same(pack(encode_model(entries, trellis), None))
     assert coded.levels[0] > 8 and sum(entry.original.numel() for entry in entries) // 32768 == 2
@@ -174,9 +184,10 @@ def test_every_codec_and_many_lanes_of_codes() -> None:
 def test_matrices_without_weights() -> None:
     trellis = Trellis(8)
     entries = []
-    for name, shape in (("a", (3, 0)), ("b", (2, 0))):
+    for name, shape, diagonal in (("a", (3, 0), False), ("b", (2, 0), False), ("c", (2, 0), True)):
         rows, none = torch.zeros(shape[0], dtype=torch.int16), torch.zeros(0, dtype=torch.int16)
-        part = Leveled(Block(name, 1, 0, shape[0]), Exponents(rows, none, 0), torch.zeros(shape, dtype=torch.int32))
+        block, levels = Block(name, 1, 0, shape[0]), torch.zeros(shape, dtype=torch.int32)
+        part = Leveled(block, Exponents(rows, none, 0), levels, diagonal)
         entries.append(Entry(name, torch.zeros(shape), (part,)))
     same(pack(encode_model(entries, trellis), None))
 
@@ -186,10 +197,13 @@ def test_features_are_those_of_the_file() -> None:
     trellis = Trellis(4)
     original, part = ladder("w", (4, 5), trellis, 0)
     plain = features_of(encode_model([Entry("w", original, (part,)), Entry("g", torch.ones(3))], trellis))
-    assert plain == Features(levels=True, codes=False, cuts=False, dtypes=frozenset({"F16", "F32"}))
+    assert plain == Features(levels=True, diagonals=False, codes=False, cuts=False, dtypes=frozenset({"F16", "F32"}))
+    original, turned = ladder("w", (4, 5), trellis, 0, diagonal=True)
+    along = features_of(encode_model([Entry("w", original, (turned,)), Entry("g", torch.ones(3))], trellis))
+    assert along == replace(plain, diagonals=True)
     bank = Quantized(Block("w", 1, 0, 2), torch.ones(2).half(), 3, encode_codes(torch.zeros(2, 5, dtype=torch.int8)))
     cut = features_of(encode_model([Entry("w", original, (bank,))]))
-    assert cut == Features(levels=False, codes=True, cuts=True, dtypes=frozenset({"F16"}))
+    assert cut == Features(levels=False, diagonals=False, codes=True, cuts=True, dtypes=frozenset({"F16"}))
 
 
 def run(code: bytes) -> Any:
@@ -216,7 +230,14 @@ def test_a_decoder_without_a_feature_is_smaller_and_lacks_it() -> None:
     assert len(code) < len(export_decoder()) - 100
     text = export_decoder(features_of(coded), readable=True).decode()
     assert "steps.view" not in text and "bfloat16" not in text and "float16" in text
-    fixed = export_decoder(Features(False, True, False, frozenset({"F32", "F16"})), readable=True).decode()
+    assert "block[2] > 9" not in text and "np.roll" not in text
+    original, part = ladder("w", (40, 50), trellis, 0, diagonal=True)
+    turned = encode_model([Entry("w", original, (part,))], trellis)
+    same(pack(turned, None), run(export_decoder(features_of(turned))))
+    assert "np.roll" in export_decoder(features_of(turned), readable=True).decode()
+    with pytest.raises((AssertionError, ValueError)):  # whatever the wrong tables lead to
+        same(pack(turned, None), run(export_decoder(replace(features_of(turned), diagonals=False))))
+    fixed = export_decoder(Features(False, False, True, False, frozenset({"F32", "F16"})), readable=True).decode()
     assert "def leveled" not in fixed and "def power" not in fixed and "LEVELS" not in fixed
 
 
@@ -237,9 +258,10 @@ def test_only_allowed_modules_are_imported() -> None:
 
 # With python-minifier 3.4.0; the sizes docs/format.md names.
 SIZES = [
-    ({}, ALL, 2390),
-    ({"ascii_only": True}, ALL, 2930),
-    ({}, Features(True, False, False, frozenset({"F16"})), 2270),
+    ({}, ALL, 2461),
+    ({"ascii_only": True}, ALL, 3006),
+    ({}, Features(True, False, False, False, frozenset({"F16"})), 2285),
+    ({}, Features(True, True, False, False, frozenset({"F16"})), 2327),
 ]
 
 

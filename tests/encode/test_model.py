@@ -5,8 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from quantgolf.encode import (
@@ -14,16 +12,15 @@ from quantgolf.encode import (
     Leveled,
     Quantized,
     block_bytes,
-    check_model,
     decode_model,
     encode_codes,
     encode_model,
     tensor_bytes,
 )
 from quantgolf.encode.dtypes import DTYPES, stored_name
-from quantgolf.errors import FormatError, QuantGolfError
+from quantgolf.errors import FormatError
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import Block, CodedBlock, CodedModel, CodedTensor, Exponents, QTensor, Steps
+from quantgolf.types import Block, Exponents, QTensor, Steps
 
 
 def solved(rows: int, columns: int, bits: int, seed: int = 0) -> QTensor:
@@ -134,91 +131,6 @@ def test_levels_are_decoded_when_the_first_is_asked_for() -> None:
         next(broken)
 
 
-def ladder(**changes: object) -> Leveled:
-    return replace(MIXED[Block("ladder", 1, 0, 9)], **changes)  # type: ignore[arg-type]
-
-
-def steps(row: object = 0, column: object = 0, spread: int = 0) -> dict[str, object]:
-    return {
-        "exponents": Exponents(
-            torch.zeros(9, dtype=torch.int16) + torch.tensor(row, dtype=torch.int16),
-            torch.zeros(4, dtype=torch.int16) + torch.tensor(column, dtype=torch.int16),
-            spread,
-        )
-    }
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"levels": torch.zeros(9, 4)}, "ladder has torch.float32 levels"),
-        ({"levels": torch.zeros(4, 9, dtype=torch.int32)}, r"levels \[4, 9\], expected torch.int32 \[9, 4\]"),
-        ({"levels": torch.full((9, 4), 1, dtype=torch.int32)}, "level 1 at row 0 of column 0"),
-        (steps(row=[0] * 8 + [256]), "row exponents that lie 256 quarter octaves apart, expected at most 255"),
-        (steps(column=[0, 0, -200, 56]), "column exponents that lie 256"),
-        (steps(row=4097), r"row exponents from 4097 to 4097, expected ±4096"),
-        (steps(column=-(2**15)), r"column exponents from -32768"),
-        (steps(spread=-4097), "spread of -4097"),
-        (steps(row=512), "ladder has levels up to 1 and steps up to 2"),
-        (steps(row=400, column=112), "finite in fp32"),
-        (steps(row=255, column=250), r"levels up to \d+ and steps"),
-        ({"exponents": Exponents(torch.zeros(8).short(), torch.zeros(4).short(), 0)}, r"row exponents \[8\]"),
-        ({"exponents": Exponents(torch.zeros(9).short(), torch.zeros(4), 0)}, "float32 column exponents"),
-    ],
-)
-def test_levels_the_format_cannot_hold_are_refused(changes: dict[str, object], message: str) -> None:
-    entry = Entry("ladder", torch.zeros(9, 4), (ladder(**changes),))
-    with pytest.raises(QuantGolfError, match=message):
-        encode_model([entry], TRELLIS)
-
-
-def test_levels_need_their_trellis_and_a_floating_point_tensor() -> None:
-    with pytest.raises(QuantGolfError, match="ladder has levels, expected the trellis"):
-        encode_model([Entry("ladder", torch.zeros(9, 4), (ladder(),))])
-    with pytest.raises(QuantGolfError, match="floating point"):
-        encode_model([Entry("ladder", torch.zeros(9, 4).long(), (ladder(),))], TRELLIS)
-    with pytest.raises(QuantGolfError, match="restarts after"):
-        encode_model([Entry("ladder", torch.zeros(9, 4), (ladder(levels=torch.zeros(9, 4).int()),))], Trellis(8, 2**21))
-
-
-@pytest.mark.parametrize(
-    "changes", [{"bits": 4}, {"stored": "F32"}, {"codes": b"a"}, {"levels": False}, {"levels": False, "bits": 4}]
-)
-def test_blocks_of_levels_that_nothing_writes_are_refused(changes: dict[str, object]) -> None:
-    coded = encode_model([Entry("ladder", torch.zeros(9, 4), (ladder(),))], TRELLIS)
-    blocks = (replace(coded.tensors[0].blocks[0], **changes),)  # type: ignore[arg-type]
-    with pytest.raises(FormatError):
-        check_model(replace(coded, tensors=(replace(coded.tensors[0], blocks=blocks),)))
-
-
-@given(st.data(), st.sampled_from(["exponents", "levels"]))
-@settings(deadline=None, max_examples=200)
-def test_changed_streams_end_in_an_error_or_finite_weights(data: st.DataObject, which: str) -> None:
-    coded = encode_model([Entry("ladder", torch.zeros(9, 4), (ladder(),))], TRELLIS)
-    stream = bytearray(getattr(coded, which))
-    for _ in range(data.draw(st.integers(1, 3))):
-        at = data.draw(st.integers(0, len(stream)))
-        stream[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=2))
-    try:
-        ((_, weight),) = decode_model(replace(coded, **{which: bytes(stream)}))
-    except FormatError:
-        return
-    assert weight.codes.shape == (9, 4) and weight.dequantize().isfinite().all()
-
-
-def test_levels_that_overflow_are_refused_when_read() -> None:
-    high = ladder(**steps(row=255, column=240))
-    coded = encode_model([Entry("ladder", torch.zeros(9, 4), (high,))], TRELLIS)
-    assert next(decode_model(coded))[1].dequantize().isfinite().all()
-    raised = encode_model([Entry("ladder", torch.zeros(9, 4), (ladder(**steps(row=255, column=254), levels=ZEROS),))],
-                          TRELLIS).exponents  # fmt: skip
-    with pytest.raises(FormatError, match=r"ladder has levels up to \d+ and steps up to 2\^\(255/4\)"):
-        list(decode_model(replace(coded, exponents=raised)))
-
-
-ZEROS = torch.zeros(9, 4, dtype=torch.int32)
-
-
 def test_models_return() -> None:
     made = entries()
     coded = encode_model(made)
@@ -293,119 +205,3 @@ def test_bytes_add_up() -> None:
 def test_values_are_stored_as_narrow_as_they_survive(tensor: Tensor, name: str) -> None:
     (original,) = (key for key, dtype in DTYPES.items() if dtype == tensor.dtype)
     assert stored_name(tensor, original) == name
-
-
-def one(rows: int, columns: int, bits: int = 4, **place: object) -> Quantized:
-    """A matrix of parameter w; `place` changes where it lies."""
-    given = {"parameter": "w", "lead": 1, "start": 0, "stop": rows} | place
-    return coded_as(Block(**given), solved(rows, columns, min(bits, 8)))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        (Entry("w", torch.zeros(5, 7), (one(6, 7),)), "has Block.*at least one of the rows 0 to 5"),
-        (Entry("w", torch.zeros(5, 7), (one(5, 7), one(2, 7, start=3, stop=5))), "rows 5 to 5 that no block before"),
-        (Entry("w", torch.zeros(5, 7), (one(2, 7), one(3, 7, start=2, stop=2))), "has Block"),
-        (Entry("w", torch.zeros(5, 7), (one(2, 7, start=-2, stop=0),)), "has Block"),
-        (Entry("w", torch.zeros(5, 7), (one(5, 7, parameter="v"),)), "has Block.*parameter='v'"),
-        (Entry("w", torch.zeros(2, 3, 4), (one(1, 12), one(3, 4, lead=2, start=3, stop=6))), "expected lead=1"),
-        (Entry("w", torch.zeros(0, 7), (one(0, 7),)), "has Block"),
-        (Entry("w", torch.zeros(4), (one(4, 1, lead=2),)), "merges 2 dimensions, expected 0 to 1"),
-        (Entry("w", torch.zeros(5, 7), (replace(one(5, 7), bits=9),)), "bits 9, expected one of 2"),
-        (Entry("w", torch.zeros(5, 7), (one(4, 7, stop=5),)), r"steps \[4\], expected finite torch.float16 \[5\]"),
-        (Entry("w", torch.zeros(5, 7), (one(5, 7, transposed=True),)), r"steps \[5\], expected .* \[7\]"),
-        (Entry("w", torch.zeros(5, 7), (replace(one(5, 7), row=torch.ones(5)),)), "float32 steps"),
-        (Entry("w", torch.zeros(2, 3), (replace(one(2, 3), row=torch.tensor([1, np.inf]).half()),)), "expected finite"),
-        (Entry("w", torch.zeros(5, 7, dtype=torch.int64), (one(5, 7),)), "floating point"),
-        (Entry("w", torch.zeros(2, dtype=torch.complex64)), "complex64, expected one of"),
-        (Entry("w", torch.zeros(2), aliases=("w",)), "used twice"),
-        (Entry("", torch.zeros(2)), "empty or used twice"),
-    ],
-)
-def test_what_the_format_cannot_hold_is_refused(entry: Entry, message: str) -> None:
-    with pytest.raises(QuantGolfError, match=message):
-        encode_model([entry])
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"dtype": "F12"}, "dtype 'F12'"),
-        ({"dtype": "I64"}, "floating point"),
-        ({"lead": 3}, r"merges 3 dimensions, expected 0 to 2"),
-        ({"lead": -1}, "merges -1 dimensions"),
-        ({"lead": 2}, "5 together, expected 1 or more, 35 together"),
-        ({"shape": ()}, "merges 1 dimensions, expected 0 to 0"),
-        ({"shape": (1,) * 17}, "expected up to 16 sizes"),
-        ({"shape": (5, 2**40)}, "decoded bytes"),
-        ({"shape": (5, 2**60, 0)}, "decoded bytes"),
-        ({"blocks": ()}, "0 blocks of 0 rows"),
-    ],
-)
-def test_tensors_that_nothing_writes_are_refused(changes: dict[str, object], message: str) -> None:
-    coded = encode_model([Entry("w", torch.zeros(5, 7), (one(5, 7),))])
-    with pytest.raises(FormatError, match=message):
-        check_model(replace(coded, tensors=(replace(coded.tensors[0], **changes),)))
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"bits": 1}, "bits 1"),
-        ({"stored": "F32"}, "stored dtype F32"),
-        ({"bits": None, "stored": "I64"}, "stored dtype I64"),
-        ({"bits": None}, "stored dtype None"),
-        ({"bits": None, "stored": "F32"}, "bytes of codes and transposed=False, expected no codes"),
-        ({"bits": None, "stored": "F32", "codes": b"", "transposed": True}, "transposed=True"),
-        ({"rows": 6}, "6 together, expected 1 or more, 5 together"),
-        ({"rows": 0}, "1 blocks of 0 rows"),
-    ],
-)
-def test_blocks_that_nothing_writes_are_refused(changes: dict[str, object], message: str) -> None:
-    coded = encode_model([Entry("w", torch.zeros(5, 7), (one(5, 7),))])
-    blocks = (replace(coded.tensors[0].blocks[0], **changes),)
-    with pytest.raises(FormatError, match=message):
-        check_model(replace(coded, tensors=(replace(coded.tensors[0], blocks=blocks),)))
-
-
-def test_no_block_of_a_cut_tensor_is_empty() -> None:
-    blocks = tuple(CodedBlock(rows, "F32", None, b"") for rows in (3, 0, 2))
-    with pytest.raises(FormatError, match="3 blocks of 0 rows or more, 5 together"):
-        check_model(CodedModel((CodedTensor("w", (5, 7), "F32", 1, blocks),), b"", b""))
-
-
-def test_streams_that_do_not_fit_are_refused() -> None:
-    coded = encode_model([Entry("w", torch.zeros(5, 7), (one(5, 7),)), Entry("b", torch.ones(9) > 0)])
-    first, second = coded.tensors
-
-    def changed(**changes: object) -> CodedModel:
-        return replace(coded, tensors=(replace(first, blocks=(replace(first.blocks[0], **changes),)), second))
-
-    for broken in (
-        replace(coded, steps=coded.steps + b"\0"),
-        replace(coded, steps=b""),
-        replace(coded, small=coded.small + b"\0"),
-        replace(coded, small=coded.small[:-1]),
-        changed(codes=first.blocks[0].codes + b"\0"),
-        changed(codes=b""),
-        changed(transposed=True),
-    ):
-        with pytest.raises(FormatError):
-            list(decode_model(broken))
-    with pytest.raises(FormatError, match="w has a code of magnitude 7, expected at most 1 for 2 bits"):
-        list(decode_model(changed(bits=2)))
-
-
-def test_truth_values_are_zero_or_one() -> None:
-    kept = CodedBlock(1, "BOOL", None, b"")
-    coded = CodedModel((CodedTensor("b", (3,), "BOOL", 0, (kept,)),), b"", b"\x04\x00\x00\x01\x02")
-    with pytest.raises(FormatError, match="truth value of 2"):
-        decode_model(coded)
-
-
-def test_steps_that_are_not_finite_are_refused_when_read() -> None:
-    coded = encode_model([Entry("w", torch.zeros(1, 1), (one(1, 1),))])
-    infinite = b"\x02\x00\x00\x02\x00\x7c"  # two planes of one byte each, raw: fp16 0x7c00
-    with pytest.raises(FormatError, match=r"w has .* expected finite"):
-        list(decode_model(replace(coded, steps=infinite)))

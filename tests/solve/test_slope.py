@@ -41,35 +41,37 @@ def reference(
 @pytest.mark.parametrize("block_size", [1, 7, 128])
 def test_levels_are_those_of_plain_loops(states: int, block_size: int) -> None:
     weight, stats = case()
-    grid, factor = prepare_slope(weight, stats, SolveOptions())
+    grid, feedback = prepare_slope(weight, stats, SolveOptions())
     row, column, _ = grid.powers(0.02)
-    found = solve_slope(weight, factor, row, column, Trellis(states, 10), block_size)
+    found = solve_slope(weight, feedback, row, column, Trellis(states, 10), block_size)
     steps = 2.0 ** ((row[:, None] + column[None, :].astype(np.int64)) / 4)
-    expected = reference(weight, factor.order.tolist(), factor.upper.numpy(), steps, Trellis(states, 10))
+    expected = reference(
+        weight, feedback.columns.order.tolist(), feedback.columns.upper.numpy(), steps, Trellis(states, 10)
+    )
     assert (found == expected).mean() > 0.995  # the order of additions may tip a tie
 
 
 def test_steps_are_those_of_the_design() -> None:
     """step = c · G_ii^(-1/2) · U_jj, to the nearest quarter octave, U in the order columns are processed."""
     weight, stats = case()
-    grid, factor = prepare_slope(weight, stats, SolveOptions(act_order=True))
+    grid, feedback = prepare_slope(weight, stats, SolveOptions(act_order=True))
     row, column, spread = grid.powers(0.5)
     felt = stats.row_weight().double().clamp(min=SolveOptions().least_row * float(stats.row_weight().mean()))
     u = torch.empty(20, dtype=torch.float64)
-    u[factor.order] = factor.upper.diagonal().double()
+    u[feedback.columns.order] = feedback.columns.upper.diagonal().double()
     exact = torch.log2(0.5 * felt[:, None] ** -0.5 * u[None, :]) * 4
     assert (torch.from_numpy(row[:, None] + column[None, :].astype(np.int16)) - exact).abs().max() <= 1.0
     assert spread == round(4 * float(weight.double().square().mean().sqrt().log2()))
-    assert not torch.equal(factor.order, torch.arange(20))
+    assert not torch.equal(feedback.columns.order, torch.arange(20))
 
 
 def test_half_the_slope_costs_a_bit_and_quarters_the_loss() -> None:
     weight, stats = case(128, 32)
-    grid, factor = prepare_slope(weight, stats, SolveOptions())
+    grid, feedback = prepare_slope(weight, stats, SolveOptions())
     losses = []
     for slope in (0.02, 0.01):
         row, column, _ = grid.powers(slope)
-        levels = solve_slope(weight, factor, row, column, Trellis(8))
+        levels = solve_slope(weight, feedback, row, column, Trellis(8))
         restored = torch.from_numpy(levels * 2.0 ** ((row[:, None] + column[None, :].astype(np.int64)) / 4)).float()
         losses.append(stats.loss(restored - weight))
     assert losses[0] / losses[1] == pytest.approx(4, rel=0.15)
@@ -81,9 +83,9 @@ def test_dead_columns_are_zero_and_bad_weights_refused() -> None:
     column = use.column.clone()
     column[3], column[:, 3] = 0, 0
     silent = WeightStats("w", (WeightUse("linear", use.row, column, use.visits),), stats.tokens)
-    grid, factor = prepare_slope(weight, silent, SolveOptions())
+    grid, feedback = prepare_slope(weight, silent, SolveOptions())
     row, powers, _ = grid.powers(0.02)
-    assert not solve_slope(weight, factor, row, powers, Trellis(8))[:, 3].any()
+    assert not solve_slope(weight, feedback, row, powers, Trellis(8))[:, 3].any()
     with pytest.raises(QuantGolfError, match="NaN or infinite"):
         prepare_slope(torch.full_like(weight, torch.nan), stats, SolveOptions())
     with pytest.raises(QuantGolfError, match="calibrate this model anew"):
@@ -101,12 +103,12 @@ def test_parts_are_whole_segments_and_all_rows(rows: int, restart: int) -> None:
 
 def test_rows_that_are_solved_alone_have_the_same_levels() -> None:
     weight, stats = case(100, 40)
-    grid, factor = prepare_slope(weight, stats, SolveOptions())
+    grid, feedback = prepare_slope(weight, stats, SolveOptions())
     row, column, _ = grid.powers(0.02)
     trellis = Trellis(8, 16)
-    whole = solve_slope(weight, factor, row, column, trellis)
+    whole = solve_slope(weight, feedback, row, column, trellis)
     some = np.r_[16:32, 64:80, 96:100]  # the last segment is a short one
-    alone = solve_rows(weight[some], factor, row[some], column, trellis)
+    alone = solve_rows(weight[some], feedback.columns, row[some], column, trellis)
     assert alone.shape == (40, 36) and alone.any()
     assert np.array_equal(alone, whole[some].T)
 
