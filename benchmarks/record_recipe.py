@@ -61,6 +61,13 @@ class Only(StrEnum):
     ours = "ours"
 
 
+class Form(StrEnum):
+    """Which form of the recipe is measured."""
+
+    int6 = INT6.name
+    int5 = INT5.name
+
+
 @inputs.reads_text
 def main(
     text: TextOptions,
@@ -84,6 +91,7 @@ def main(
         list[Path] | None, typer.Option(help="Decoder that counts in our limit; the recipe's is not counted.")
     ] = None,
     only: Annotated[Only | None, typer.Option(help="Measure one side.")] = None,
+    form: Annotated[list[Form] | None, typer.Option(help="Of the recipe; default: both, the better counts.")] = None,
     bar: Annotated[float | None, typer.Option(help="The ratio to stay below; default: by bits a weight.")] = None,
     seed: inputs.SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="JSON lines are appended here.")] = None,
@@ -105,7 +113,11 @@ def main(
     roles, coders = Roles(embedding, attention), present(FOR_CODES if zpaq else ("none", "brotli"))
     methods: dict[str, Method] = {}
     if only is not Only.ours:
-        methods |= {each.name: recipe(each, roles, coders, console.print) for each in (INT6, INT5, *(INT7,) * wide)}
+        methods |= {
+            each.name: recipe(each, roles, coders, console.print)
+            for each in (INT6, INT5, *(INT7,) * wide)
+            if not form or each.name in (*form, INT7.name)
+        }
     if only is not Only.recipe:
         code_bytes = sum(path.stat().st_size for path in code or ())
         methods[UNTUNED] = ours(code_bytes=code_bytes)
