@@ -111,7 +111,11 @@ def make(folder: Path, config: GolfConfig) -> int:
     stats = {}
     for name, block in seen.blocks.items():
         rows, columns = block.matrix(source.tensors[block.parameter]).shape
-        uses = [WeightUse("linear", 1e-4 * scatter(rows, 1.0), second_moment(columns), TOKENS)]
+        if name in seen.outputs:
+            outputs = 1e-4 * second_moment(rows)
+            uses = [WeightUse("linear", outputs.diagonal().clone(), second_moment(columns), TOKENS, outputs)]
+        else:
+            uses = [WeightUse("linear", 1e-4 * scatter(rows, 1.0), second_moment(columns), TOKENS)]
         if block.parameter == "emb.weight":
             often = 1 / torch.arange(1, rows + 1)
             uses.append(WeightUse("lookup", often / often.sum(), 1e-4 * second_moment(columns), TOKENS))

@@ -144,14 +144,12 @@ class SlopeSolver:
 
     def draft_of(self, name: str, slope: float) -> Draft:
         """One matrix at this slope; all ranks solve it."""
-        weight, feedback = self._loaded(name)
         row, column, _ = self.grids()[name].powers(slope)
         with _threads(self.workers):
+            weight, feedback = self._loaded(name)
             return self._draft(name, slope, self._levels(weight, feedback, row, column), feedback)
 
-    def _levels(
-        self, weight: Tensor, feedback: Feedback, row: NDArray[np.int16], column: NDArray[np.int16]
-    ) -> Levels:  # fmt: skip
+    def _levels(self, weight: Tensor, feedback: Feedback, row: NDArray[np.int16], column: NDArray[np.int16]) -> Levels:
         levels = solve_slope(weight, feedback, row, column, self.trellis, self.options.block_size)
         largest = max(int(levels.max(initial=0)), -int(levels.min(initial=0)))
         return levels.astype(np.int16) if largest < 2**15 else levels
