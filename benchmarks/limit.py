@@ -253,7 +253,7 @@ def main(
     calibration_tokens: int = 32_768,
     max_bytes: Annotated[list[str] | None, typer.Option(help="A budget; again for more.")] = None,
     bpw: Annotated[list[float] | None, typer.Option(help="A budget in bits a number; again for more.")] = None,
-    states: Annotated[int, typer.Option(help="Of the trellis; 1 is the scalar quantizer.")] = 32,
+    states: Annotated[int, typer.Option(help="Of the trellis; 1 is the scalar quantizer.")] = 128,
     seed: inputs.SeedOption = 0,
     out: Annotated[Path | None, typer.Option(help="JSON lines are appended here.")] = None,
 ) -> None:

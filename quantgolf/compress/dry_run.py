@@ -27,6 +27,7 @@ from quantgolf.data import Corpus
 from quantgolf.encode import coded_bytes
 from quantgolf.errors import BudgetError, QuantGolfError
 from quantgolf.solve import WIDTHS, SolveOptions, Solver, predict, prepare, solve
+from quantgolf.solve.gptq import factorise
 from quantgolf.solve.slope import prepare_slope, solve_slope
 from quantgolf.solve.trellis import Trellis
 from quantgolf.types import BitPlan, WeightStats, WeightUse
@@ -142,6 +143,7 @@ def dry_run(
         available_bytes=held + available_bytes(),
         calibrate_seconds=calibrating * passes,
         solve_seconds=_solve_seconds(sizes, solver)
+        + (_across_seconds([n for _, _, *outputs in kept for n in outputs]) if solver == "slope" else 0.0)
         + (_guard_seconds(sizes, judged * rehearsal.seconds / batch[0].numel()) if judged else 0.0),
         passes=passes,
         batches=len(batches),
@@ -231,6 +233,16 @@ def _solve_seconds(sizes: Mapping[str, tuple[int, int]], solver: Solver | Litera
         for n, k in sizes.values():
             if k == columns:
                 total += preparing * (1 + SOLVES) + n / rows * (pricing + SOLVES * solving)
+    return total
+
+
+def _across_seconds(outputs: Sequence[int]) -> float:
+    """Time to factor G of every matrix, by its rows, for each slope."""
+    total = 0.0
+    for rows in set(outputs):
+        started = time.monotonic()
+        factorise(torch.eye(rows), 0.01, False, "sample")
+        total += SLOPES * outputs.count(rows) * (time.monotonic() - started)
     return total
 
 

@@ -108,7 +108,7 @@ def compress(
         solver: "slope" for steps from one slope, unclipped levels and no widths at all; "rtn", "gptq_lite" or "gptq"
             at fixed widths. None for "slope", and for "gptq" where there are `rules`.
         options: damping, column order and block size of GPTQ; None for the measured defaults.
-        trellis: of the slope's quantizer; None for 32 states.
+        trellis: of the slope's quantizer; None for 128 states.
         code_bytes: raw bytes of source files that count towards the limit.
         held_out: text that the statistics have not seen, for promises and the guard. None for a part of `text`, which
             is then not calibrated on; beside statistics there is none.

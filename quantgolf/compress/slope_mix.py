@@ -92,6 +92,8 @@ def _filled(
             power = start + part * share * (over - start)
             found = {**best.drafts, name: solver.draft_of(name, 2.0**power)}
             size = size_of(found)
+            if size <= best.size:
+                break
             if best.size < size <= max_bytes:
                 best = replace(best, drafts=found, size=size)
                 break

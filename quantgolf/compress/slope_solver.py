@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import numpy as np
@@ -132,13 +132,13 @@ class SlopeSolver:
             rows = self.matrices.size(name)[0]
             return [slice(0, rows)] if grids[name].diagonal else row_parts(rows, self.trellis)
 
-        def work(name: str, rows: Rows, weight: Tensor, feedback: Feedback) -> tuple[Levels, Feedback]:
+        def work(name: str, rows: Rows, weight: Tensor, feedback: Feedback) -> Draft:
             row, column, _ = grids[name].powers(slope)
-            return self._levels(weight, feedback, row[rows], column), feedback
+            return self._draft(name, slope, self._levels(weight, feedback, row[rows], column), feedback)
 
-        def join(name: str, found: Iterator[tuple[Levels, Feedback]]) -> Draft:
+        def join(name: str, found: Iterator[Draft]) -> Draft:
             parts = list(found)
-            return self._draft(name, slope, np.concatenate([part for part, _ in parts]), parts[0][1])
+            return replace(parts[0], levels=np.concatenate([part.levels for part in parts]))
 
         return self._parts(cut, work, join, progress)
 
@@ -160,8 +160,8 @@ class SlopeSolver:
         exponents = Exponents(torch.from_numpy(row), torch.from_numpy(column), spread)
         if feedback is None:
             return Draft(levels, exponents, 0.0, 0, 0, grid.diagonal)
-        factor = feedback.columns
-        return Draft(levels, exponents, factor.damp, factor.retries, int(factor.dead.sum()), grid.diagonal)
+        dead = int(feedback.columns.dead.sum())
+        return Draft(levels, exponents, feedback.damp, feedback.retries, dead, grid.diagonal)
 
     def empty(self, slope: float) -> Drafts:
         """Every matrix on the grid of this slope with levels that are all zero."""

@@ -62,7 +62,7 @@ def solve_diagonals(
     return levels
 
 
-@numba.njit(inline="always", fastmath=True)
+@numba.njit(inline="always")
 def _dot(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
     total = np.float32(0)
     for i in range(len(a)):

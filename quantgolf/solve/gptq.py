@@ -66,7 +66,7 @@ def factorise(hessian: Tensor, damp: float, act_order: bool, name: str) -> Facto
                 return Factor(order, upper, used, retry, dead)
     raise QuantGolfError(
         f"the Hessian of {name} is not positive definite even with damp {used:g}, expected at most {damp:g}: "
-        "calibrate on more text in fp32, or use the rtn solver for it"
+        "calibrate on more text in fp32"
     )
 
 

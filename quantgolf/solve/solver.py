@@ -28,10 +28,10 @@ class SolveOptions:
         act_order: process columns by falling diagonal of H instead of as they stand; of one slope, where levels lie
             down columns.
         block_size: columns between two updates of the rest; speed, not result.
-        row_exponent, column_exponent: of one slope. Its step is c · (row weight)^(-row_exponent / 2) ·
-            U_jj^column_exponent: 1 is reverse water-filling, 0 the same step everywhere.
-        least_row: of one slope. No row counts less than this share of the mean one, so that rows which calibration
-            hardly felt keep a finite step.
+        row_exponent, column_exponent: of one slope. Its step is c · V_ii^row_exponent · U_jj^column_exponent, with
+            (row weight)^(-1/2) for V_ii where rows are independent: 1 is reverse water-filling, 0 one step for all.
+        least_row: of one slope. No row counts less on the diagonal of G than this share of the mean one, so that rows
+            which calibration hardly felt keep a finite step.
         across_rows: of one slope. Errors go to other rows as well, where calibration has their covariance.
     """
 
