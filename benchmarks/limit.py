@@ -243,9 +243,7 @@ def main(
     tokenizer: inputs.TokenizerOption = None,
     data: inputs.DataOption = None,
     calibration: Annotated[list[Path] | None, typer.Option(help="Text to calibrate on; not the one of --data.")] = None,
-    stats: Annotated[
-        tuple[Path, Path] | None, typer.Option(help="Saved statistics instead: to compress with, and to judge by.")
-    ] = None,
+    stats: Annotated[tuple[Path, Path] | None, typer.Option(help="Saved ones: to compress with, to judge by.")] = None,
     documents: inputs.DocumentsOption = Documents.lines,
     bos: inputs.BosOption = True,
     length: inputs.LengthOption = 512,
@@ -266,8 +264,8 @@ def main(
         learned, held_out = statistics(source, learn, calibration_tokens, length, seed)
     else:
         learned, held_out = (read_calibration(folder, source.fingerprint)[0] for folder in stats)
-    asked = bpw or ([] if max_bytes else list(BARS))
-    budgets = [(int(bits * source.parameters / 8), BARS.get(bits)) for bits in asked]
+    asked = [(b, BARS.get(b)) for b in bpw or ([] if max_bytes else list(BARS))]
+    budgets = [(int(bits * source.parameters / 8), bar) for bits, bar in asked]
     show.console(False).print(CONDITIONS)
     for size, bar in budgets + [(parse_size(size), None) for size in max_bytes or ()]:
         row = {
