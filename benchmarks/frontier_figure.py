@@ -35,13 +35,16 @@ def main(
     results: Annotated[list[Path], typer.Argument(help="JSON lines of record_recipe.py.")],
     out: Annotated[Path, typer.Option(help="Picture to write; .png, .svg or .pdf.")] = Path("docs/frontier.png"),
 ) -> None:
-    """Draw two panels for each checkpoint."""
+    """Draw two panels for each checkpoint that was measured at more than one limit; the table has the others, too."""
     found = read(results)
     if not found:
         raise QuantGolfError(f"{', '.join(map(str, results))}: no lines, expected those of record_recipe.py --out")
-    figure = Figure(figsize=(4.4 * len(found), 6.6), dpi=150, layout="constrained")
-    panels = figure.subplots(2, len(found), squeeze=False)
-    for column, (name, methods) in enumerate(found.items()):
+    lines = {name: methods for name, methods in found.items() if any(len(rows) > 1 for rows in methods.values())}
+    if not lines:
+        raise QuantGolfError("no checkpoint was measured at more than one limit, expected two or more to draw a line")
+    figure = Figure(figsize=(4.4 * len(lines), 6.6), dpi=150, layout="constrained")
+    panels = figure.subplots(2, len(lines), squeeze=False)
+    for column, (name, methods) in enumerate(lines.items()):
         for row, (key, label) in enumerate((("kl", "KL to the float model"), ("delta_bpb", "rise of BPB"))):
             draw(panels[row][column], methods, key)
             if column == 0:
