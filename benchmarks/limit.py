@@ -54,8 +54,8 @@ from quantgolf.types import Calibration, CodedModel, QTensor, WeightStats
 
 BARS = {3.5: 0.15, 2.5: 0.20}  # issue 4: bits above the limit, whole file
 CONDITIONS = (
-    "conditions: each matrix i.i.d. N(0, σ²) with its own mean square as σ²; G and H undamped; a weight with several "
-    "uses priced by its H̄ and row weights as the solver does; what is kept unquantized has no bits in the limit"
+    "conditions: each matrix i.i.d. N(0, σ²) with its own mean square as σ²; G shrunk, neither damped; a weight with "
+    "several uses priced by its H̄ and row weights as the solver does; what is kept unquantized has no bits in the limit"
 )
 
 
@@ -264,8 +264,8 @@ def main(
         learned, held_out = statistics(source, learn, calibration_tokens, length, seed)
     else:
         learned, held_out = (read_calibration(folder, source.fingerprint)[0] for folder in stats)
-    asked = [(b, BARS.get(b)) for b in bpw or ([] if max_bytes else list(BARS))]
-    budgets = [(int(bits * source.parameters / 8), bar) for bits, bar in asked]
+    asked = bpw or ([] if max_bytes else list(BARS))
+    budgets = [(int(bits * source.parameters / 8), BARS.get(bits)) for bits in asked]
     show.console(False).print(CONDITIONS)
     for size, bar in budgets + [(parse_size(size), None) for size in max_bytes or ()]:
         row = {

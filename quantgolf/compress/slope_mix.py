@@ -94,7 +94,7 @@ def _filled(
             size = size_of(found)
             if size <= best.size:
                 break
-            if best.size < size <= max_bytes:
+            if size <= max_bytes:
                 best = replace(best, drafts=found, size=size)
                 break
     return best.drafts

@@ -76,13 +76,12 @@ def histogram_of(
     column: NDArray[np.int16],
     spread: int,
     trellis: Trellis,
-    diagonal: bool = False,
 ) -> Histogram:
-    """Of levels [K, N] in coding order, whose rows begin where the trellis does, and their powers [N] and [K]."""
+    """Of levels [K, N] down columns, whose rows begin where the trellis does, and their powers [N] and [K]."""
     lowest, widths = predicted_spreads(row, column, spread)
     counts = np.zeros((len(widths), 2, SYMBOLS), dtype=np.int64)
     above = spread - lowest - column.astype(np.int64)
-    excess = count_levels(levels, row.astype(np.int64), above, trellis.after, trellis.restart, counts, diagonal)
+    excess = count_levels(levels, row.astype(np.int64), above, trellis.after, trellis.restart, counts, False)
     return Histogram(lowest, counts, float(excess))
 
 

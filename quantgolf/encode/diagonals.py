@@ -25,10 +25,8 @@ def rolled(levels: NDArray[Level]) -> NDArray[Level]:
     int16 or int32, contiguous; `levels` may lie row after row or column after column.
     """
     found: NDArray[Level] = np.empty(levels.shape[::-1], dtype=levels.dtype)
-    if levels.size and levels.flags.f_contiguous:
-        _roll_columns(levels.T, found)
-    elif levels.size:
-        _roll_rows(np.ascontiguousarray(levels), found)
+    if levels.size:
+        _roll(np.ascontiguousarray(levels), found)
     return found
 
 
@@ -58,25 +56,7 @@ def in_coding_order(column: NDArray[np.int64], rows: int, diagonal: bool) -> NDA
 
 
 @numba.njit(cache=True, nogil=True)
-def _roll_columns(levels: NDArray[Any], found: NDArray[Any]) -> None:
-    """Of levels [K, N], columns one after another in memory."""
-    columns, rows = levels.shape
-    tile = np.empty((TILE, TILE), dtype=levels.dtype)
-    for top in range(0, rows, TILE):
-        high = min(TILE, rows - top)
-        for left in range(0, columns, TILE):
-            wide = min(TILE, columns - left)
-            for shift in range(1 - high, wide):
-                j = (left - top + shift) % columns
-                for i in range(max(0, -shift), min(high, wide - shift)):
-                    tile[shift + i, i] = levels[j, top + i]
-            for d in range(wide):
-                for i in range(high):
-                    found[left + d, top + i] = tile[d, i]
-
-
-@numba.njit(cache=True, nogil=True)
-def _roll_rows(levels: NDArray[Any], found: NDArray[Any]) -> None:
+def _roll(levels: NDArray[Any], found: NDArray[Any]) -> None:
     rows, columns = levels.shape
     tile = np.empty((TILE, TILE), dtype=levels.dtype)
     for top in range(0, rows, TILE):

@@ -2,7 +2,6 @@
 
 import json
 import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,25 +12,11 @@ import typer
 from typer.testing import CliRunner
 
 from quantgolf.checkpoint import Checkpoint, read_demo
-from quantgolf.cli import main
 from quantgolf.cli.inputs import Context, Documents, OwnText, Part, TextOptions, open_text, reads_text
 from quantgolf.data import open_tokenizer
 from quantgolf.errors import QuantGolfError
 
 Eval = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["quantgolf", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as caught:
-            main()
-        out, err = capsys.readouterr()
-        return int(caught.value.code or 0), out, err
-
-    return call
 
 
 @pytest.fixture

@@ -67,8 +67,8 @@ def one_at_a_time(targets: list[float], trellis: Trellis) -> list[int]:
 @pytest.mark.parametrize(
     ("rows", "restart"), [(1, 1), (5, 16), (16, 16), (17, 16), (100, 16), (3 * 16 + 1, 16), (9, 2)]
 )
-def test_segments_side_by_side_are_those_one_at_a_time(states: int, rows: int, restart: int) -> None:
-    """Every number of segments in the last group of lanes, and short last segments in any lane."""
+def test_segments_are_those_of_plain_loops(states: int, rows: int, restart: int) -> None:
+    """Any number of segments, and short last ones."""
     for seed, spread in enumerate((0.4, 2.0, 30.0)):
         targets = np.random.default_rng([states, rows, seed]).normal(0, spread, rows)
         trellis = Trellis(states, restart)
