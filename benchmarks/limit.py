@@ -54,7 +54,7 @@ from quantgolf.types import Calibration, CodedModel, QTensor, WeightStats
 
 BARS = {3.5: 0.15, 2.5: 0.20}  # issue 4: bits above the limit, whole file
 CONDITIONS = (
-    "conditions: each matrix i.i.d. N(0, σ²) with its own mean square as σ²; G shrunk, neither damped; a weight with "
+    "conditions: each matrix i.i.d. N(0, σ²) with its own mean square as σ²; G (shrunk) and H undamped; a weight with "
     "several uses priced by its H̄ and row weights as the solver does; what is kept unquantized has no bits in the limit"
 )
 
