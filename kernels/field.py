@@ -1,0 +1,70 @@
+"""Reading fields out of planes (`packing`), for all kernels that do."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def moved(word, FROM: tl.constexpr, TO: tl.constexpr, PLANE: tl.constexpr):
+    """Only the field of a word that begins at bit FROM, at bit TO."""
+    if TO >= FROM:
+        return (word << (TO - FROM)) & (((1 << PLANE) - 1) << TO)
+    return (word >> (FROM - TO)) & (((1 << PLANE) - 1) << TO)
+
+
+@triton.jit
+def plane_of(
+    rows, at, mask, J, START: tl.constexpr, PART: tl.constexpr, PIECES: tl.constexpr, PLANE: tl.constexpr,
+    TO: tl.constexpr,
+):  # fmt: skip
+    # What the mask leaves out may be anything: a masked field is finite, and the activations there are zeros.
+    word = tl.load(rows + ((START + PART % PIECES) * J + at), mask=mask)
+    return moved(word, PLANE * (PART // PIECES), TO, PLANE)
+
+
+@triton.jit
+def field(rows, at, mask, J, PART: tl.constexpr, BITS: tl.constexpr, TO: tl.constexpr):
+    """The fields of columns PART · J + at, int32 [N, B], each times 2^TO.
+
+    Args:
+        rows: where rows begin in the planes, pointers [N, 1].
+        at: places in a part, [1, B].
+        mask: which of [N, B] to read, or None for all.
+        J: words of a part.
+    """
+    PARTS: tl.constexpr = 32 // (BITS & -BITS)
+    if BITS == 8:
+        found = plane_of(rows, at, mask, J, 0, PART, PARTS // 4, 8, TO)
+    elif BITS & 4:
+        found = plane_of(rows, at, mask, J, 0, PART, PARTS // 8, 4, TO)
+        if BITS & 2:
+            found |= plane_of(rows, at, mask, J, PARTS // 8, PART, PARTS // 16, 2, TO + 4)
+    else:
+        found = plane_of(rows, at, mask, J, 0, PART, PARTS // 16, 2, TO)
+    if BITS & 1:
+        found |= plane_of(rows, at, mask, J, BITS & 6, PART, 1, 1, TO + (BITS & 6))
+    return found
+
+
+@triton.jit
+def any_plane(row, k, mask, J, START: tl.constexpr, PIECES: tl.constexpr, PLANE: tl.constexpr):
+    part = k // J
+    word = tl.load(row + ((START + part % PIECES) * J + k % J), mask=mask, other=0)
+    return (word >> (PLANE * (part // PIECES))) & ((1 << PLANE) - 1)
+
+
+@triton.jit
+def any_field(row, k, mask, J, BITS: tl.constexpr):
+    """The fields int32 of single columns k, anywhere in the rows that begin at `row`."""
+    PARTS: tl.constexpr = 32 // (BITS & -BITS)
+    if BITS == 8:
+        found = any_plane(row, k, mask, J, 0, PARTS // 4, 8)
+    elif BITS & 4:
+        found = any_plane(row, k, mask, J, 0, PARTS // 8, 4)
+        if BITS & 2:
+            found |= any_plane(row, k, mask, J, PARTS // 8, PARTS // 16, 2) << 4
+    else:
+        found = any_plane(row, k, mask, J, 0, PARTS // 16, 2)
+    if BITS & 1:
+        found |= any_plane(row, k, mask, J, BITS & 6, 1, 1) << (BITS & 6)
+    return found
