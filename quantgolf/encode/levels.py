@@ -17,15 +17,21 @@ the excess of each; a uint32 state for each lane; uint16 words to the end. Escap
 decoder needs them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from quantgolf.encode import gpu
 from quantgolf.encode.contexts import Contexts, choose_contexts, group_spreads, read_contexts
 from quantgolf.encode.diagonals import rolled, unrolled
+from quantgolf.encode.frames import Frame as Frame
+from quantgolf.encode.frames import Levels as Levels
+from quantgolf.encode.frames import fault, fault_of_levels, predicted_spreads
 from quantgolf.encode.lanes import (
     FIRST,
     LARGEST_LEVEL,
@@ -42,43 +48,6 @@ from quantgolf.encode.table import SYMBOLS, frequencies, symbol_bits
 from quantgolf.encode.varint import DAMAGED, Cursor, varint
 from quantgolf.errors import FormatError, QuantGolfError
 from quantgolf.solve.trellis import Trellis
-
-LARGEST_SPREAD = 2**15
-
-
-@dataclass(frozen=True)
-class Frame:
-    """What a decoder knows of a matrix before it reads its levels.
-
-    Attributes:
-        shape: (N, K).
-        spread: standard deviation of the weights, in quarter octaves: about 2^(spread / 4); within int16.
-        row: int16 [N]; weight (i, j) has a step of about 2^((row[i] + column[j]) / 4).
-        column: int16 [K].
-        diagonal: whether it is coded along its diagonals.
-    """
-
-    shape: tuple[int, int]
-    spread: int
-    row: NDArray[np.int16]
-    column: NDArray[np.int16]
-    diagonal: bool = False
-
-
-@dataclass(frozen=True)
-class Levels:
-    """The levels int32 [N, K] of a matrix, in ±(2^31 - 1), and what `Frame` says of it."""
-
-    levels: NDArray[np.int32]
-    spread: int
-    row: NDArray[np.int16]
-    column: NDArray[np.int16]
-    diagonal: bool = False
-
-    @property
-    def frame(self) -> Frame:
-        """What is known of the matrix without its levels."""
-        return Frame((self.levels.shape[0], self.levels.shape[1]), self.spread, self.row, self.column, self.diagonal)
 
 
 @dataclass(frozen=True)
@@ -131,66 +100,131 @@ def decode_levels(
 ) -> list[NDArray[np.int32]]:
     """The levels int32 [N, K] of each matrix that `encode_levels` was given; `what` names the stream in messages.
 
-    Those of columns are views of one array in coding order, columns one after another in memory. It is allocated only
-    if the payload is long enough for the states of its lanes, 4 bytes for every 32,768 levels.
+    All run on the CPU. They are views of one array, contiguous each. It is allocated only if the payload is long enough
+    for the states of its lanes, 4 bytes for every 32,768 levels.
 
     Raises:
         FormatError: not a stream that `encode_levels` writes for these frames.
     """
+    cursor, ends = _open(payload, shapes_and_steps, what)
+    levels = np.empty(ends[-1] if ends else 0, dtype=np.int32)
+    if frames := [frame for frame in shapes_and_steps if 0 not in frame.shape]:
+        _decode(_read(cursor, frames, trellis), frames, trellis, levels)
+    cursor.finish()
+    found = []
+    for end, frame in zip(ends, shapes_and_steps, strict=True):
+        flat = levels[end - frame.shape[0] * frame.shape[1] : end]
+        coded = flat.reshape(frame.shape[::-1])
+        # Each in its own place, so that levels are in memory once and the largest matrix twice.
+        flat[:] = (unrolled(coded) if frame.diagonal else torch.from_numpy(coded).T.contiguous().numpy()).ravel()
+        found.append(flat.reshape(frame.shape))
+    return found
+
+
+def decode_levels_on(
+    device: torch.device, payload: bytes, shapes_and_steps: Sequence[Frame], trellis: Trellis,
+    what: str = "the stream of levels",
+) -> Iterator[Tensor]:  # fmt: skip
+    """As `decode_levels`, on a GPU that `gpu.decodes_on`: the levels int32 [N, K] of a matrix after the other.
+
+    Words, tables and exponents are read on the CPU and go to the GPU; levels never visit the CPU. All are decoded in
+    one launch when the first matrix is asked for, and put into the order of their matrices one at a time.
+
+    Raises:
+        FormatError: as `decode_levels`, before the first matrix comes.
+    """
+    cursor, _ = _open(payload, shapes_and_steps, what)
+    frames = [frame for frame in shapes_and_steps if 0 not in frame.shape]
+    found: Iterator[Tensor] = iter(())
+    if frames:
+        found = _decode_on(device, _read(cursor, frames, trellis), frames, trellis)
+    cursor.finish()
     for frame in shapes_and_steps:
-        if fault := _fault(frame):
-            raise FormatError(f"{what} holds {fault}; {DAMAGED}")
+        yield torch.empty(frame.shape, dtype=torch.int32, device=device) if 0 in frame.shape else next(found)
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """A stream of levels taken apart, with the words still to be decoded."""
+
+    what: str
+    contexts: Contexts
+    class_at: NDArray[np.uint8]
+    excess: NDArray[np.int64]
+    starts: NDArray[np.int64]
+    states: NDArray[np.uint32]
+    words: NDArray[np.uint16]
+
+    def check(self, is_whole: bool) -> None:
+        if not is_whole or self.states.min() < LOWEST:
+            raise FormatError(f"{self.what} does not end where its encoder began; {DAMAGED}")
+
+
+def _open(payload: bytes, shapes_and_steps: Sequence[Frame], what: str) -> tuple[Cursor, list[int]]:
+    """The stream, and where each matrix ends in the sequence."""
+    for frame in shapes_and_steps:
+        if why := fault(frame):
+            raise FormatError(f"{what} holds {why}; {DAMAGED}")
     cursor = Cursor(payload, what)
     ends = list(accumulate(rows * columns for rows, columns in (frame.shape for frame in shapes_and_steps)))
     count = ends[-1] if ends else 0
     if count // SYMBOLS_PER_LANE * 4 > cursor.left:
         raise FormatError(f"{what} has {len(payload)} bytes for {count:,} levels, too few for their lanes; {DAMAGED}")
-    frames = [frame for frame in shapes_and_steps if 0 not in frame.shape]
-    levels = np.empty(count, dtype=np.int32)
-    if frames:
-        _decode(cursor, frames, trellis, levels)
-    cursor.finish()
-    found = []
-    for end, frame in zip(ends, shapes_and_steps, strict=True):
-        coded = levels[end - frame.shape[0] * frame.shape[1] : end].reshape(frame.shape[::-1])
-        found.append(unrolled(coded) if frame.diagonal else coded.T)
-    return found
+    return cursor, ends
 
 
-def _decode(cursor: Cursor, frames: list[Frame], trellis: Trellis, levels: NDArray[np.int32]) -> None:
-    spreads = _spreads(frames)
+def _read(cursor: Cursor, frames: list[Frame], trellis: Trellis) -> _Coded:
+    spreads = predicted_spreads(frames)
     contexts = read_contexts(cursor, spreads, trellis.states > 1)
     lowest = contexts.lowest
     class_at = contexts.class_at(np.arange(lowest, spreads[-1] + 1))
     excess = np.array([min(cursor.varint(), LARGEST_LEVEL) for _ in range(cursor.varint())], dtype=np.int64)
     starts = lane_starts(np.array([frame.shape for frame in frames]), trellis.restart)
-    states = np.frombuffer(cursor.take(4 * len(starts)), "<u4").astype(np.uint64)
+    states = np.frombuffer(cursor.take(4 * len(starts)), "<u4").astype(np.uint32)
     if cursor.left % 2:
         raise FormatError(f"{cursor.what} has {cursor.left} bytes of words, expected an even number; {DAMAGED}")
     words = np.frombuffer(cursor.rest(), "<u2").astype(np.uint16)
-    classes, at = np.empty(len(levels), dtype=np.uint8), 0
+    return _Coded(cursor.what, contexts, class_at, excess, starts, states, words)
+
+
+def _decode(coded: _Coded, frames: list[Frame], trellis: Trellis, levels: NDArray[np.int32]) -> None:
+    classes, at, lowest = np.empty(len(levels), dtype=np.uint8), 0, coded.contexts.lowest
     for frame in frames:
         end = at + frame.shape[0] * frame.shape[1]
         row, column = frame.row.astype(np.int64), frame.spread - lowest - frame.column.astype(np.int64)
-        classes_of(row, column, class_at, trellis.restart, classes[at:end], frame.diagonal)
+        classes_of(row, column, coded.class_at, trellis.restart, classes[at:end], frame.diagonal)
         at = end
-    begun = states.min() >= LOWEST
-    ends = decode_lanes(
-        words, excess, classes, starts, contexts.shares(), contexts.slots(), trellis.after, states, levels
+    states, tables = coded.states.astype(np.uint64), (coded.contexts.shares(), coded.contexts.slots())
+    ends = decode_lanes(coded.words, coded.excess, classes, coded.starts, *tables, trellis.after, states, levels)
+    coded.check(ends == (len(coded.words), len(coded.excess)) and bool((states == LOWEST).all()))
+
+
+def _decode_on(device: torch.device, coded: _Coded, frames: list[Frame], trellis: Trellis) -> Iterator[Tensor]:
+    lowest = coded.contexts.lowest
+    matrices = gpu.Matrices(
+        tuple(frame.shape for frame in frames),
+        tuple(frame.diagonal for frame in frames),
+        np.concatenate([frame.row for frame in frames]).astype(np.int32),
+        np.concatenate([frame.spread - lowest - frame.column.astype(np.int32) for frame in frames]),
+        coded.class_at,
     )
-    if not begun or ends != (len(words), len(excess)) or (states != LOWEST).any():
-        raise FormatError(f"{cursor.what} does not end where its encoder began; {DAMAGED}")
+    tables = coded.contexts.shares(), coded.contexts.slots()
+    levels, is_whole = gpu.decode_levels(
+        matrices, coded.words, coded.excess, coded.starts, *tables, trellis.after, trellis.restart, coded.states, device
+    )
+    coded.check(is_whole)
+    return levels.matrices()
 
 
 def _prepare(matrices: Sequence[Levels], trellis: Trellis) -> _Prepared | None:
     for at, matrix in enumerate(matrices):
-        if fault := _fault_of_levels(matrix):
-            raise QuantGolfError(f"matrix {at} to encode has {fault}")
+        if why := fault_of_levels(matrix):
+            raise QuantGolfError(f"matrix {at} to encode has {why}")
     matrices = [matrix for matrix in matrices if matrix.levels.size]
     if not matrices:
         return None
     frames = [matrix.frame for matrix in matrices]
-    spreads = _spreads(frames)
+    spreads = predicted_spreads(frames)
     lowest = int(spreads[0])
     groups = group_spreads(spreads)
     group_at = np.searchsorted(groups, np.arange(lowest, spreads[-1] + 1), side="right").astype(np.uint8) - np.uint8(1)
@@ -234,35 +268,3 @@ def _head(ready: _Prepared, trellis: Trellis) -> bytes:
     """All that comes before states and words."""
     excess = b"".join(map(varint, (len(ready.excess), *ready.excess)))
     return ready.contexts.write(odd=trellis.states > 1) + excess
-
-
-def _spreads(frames: Sequence[Frame]) -> NDArray[np.int64]:
-    """The predicted spreads spread - row[i] - column[j] of all weights, each once, sorted; no matrix is empty."""
-    # Marked in an array of at most 4 · 2^16: sums of all distinct rows and columns could be as many as the weights.
-    least = min(frame.spread - int(frame.row.max()) - int(frame.column.max()) for frame in frames)
-    most = max(frame.spread - int(frame.row.min()) - int(frame.column.min()) for frame in frames)
-    present = np.zeros(most - least + 1, dtype=np.bool_)
-    for frame in frames:
-        columns = frame.spread - least - np.unique(frame.column).astype(np.int64)
-        for row in np.unique(frame.row).tolist():
-            present[columns - row] = True
-    return np.flatnonzero(present) + least
-
-
-def _fault(frame: Frame) -> str | None:
-    rows, columns = frame.shape
-    if rows < 0 or columns < 0 or frame.row.shape != (rows,) or frame.column.shape != (columns,):
-        return f"a matrix {list(frame.shape)} with {frame.row.shape} row and {frame.column.shape} column steps"
-    if frame.row.dtype != np.int16 or frame.column.dtype != np.int16:
-        return f"{frame.row.dtype} row and {frame.column.dtype} column steps, expected int16"
-    if not -LARGEST_SPREAD <= frame.spread < LARGEST_SPREAD:
-        return f"a spread of {frame.spread} quarter octaves, expected one within int16"
-    return None
-
-
-def _fault_of_levels(matrix: Levels) -> str | None:
-    if matrix.levels.dtype != np.int32 or matrix.levels.ndim != 2:
-        return f"{matrix.levels.dtype} levels {list(matrix.levels.shape)}, expected int32 [N, K]"
-    if matrix.levels.size and matrix.levels.min() < -LARGEST_LEVEL:
-        return f"a level of {matrix.levels.min()}, expected at least {-LARGEST_LEVEL}"
-    return _fault(matrix.frame)

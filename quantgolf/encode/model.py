@@ -15,11 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from quantgolf.encode import gpu
 from quantgolf.encode.check import check_model
 from quantgolf.encode.dtypes import DTYPES, dtype_name, from_bytes, stored_name, to_bytes
 from quantgolf.encode.leveled import Leveled, check_leveled, decode_leveled, encode_leveled
 from quantgolf.encode.place import matrix_shape, places, rows_and_columns
-from quantgolf.encode.stream import decode_codes, decode_stream, encode_stream
+from quantgolf.encode.stream import decode_codes, decode_codes_on, decode_stream, encode_stream
 from quantgolf.encode.varint import DAMAGED, Cursor, varint
 from quantgolf.errors import FormatError, QuantGolfError
 from quantgolf.solve.trellis import Trellis
@@ -124,13 +125,20 @@ def encode_model(entries: Sequence[Entry], trellis: Trellis | None = None) -> Co
     return coded
 
 
-def decode_model(coded: CodedModel) -> Iterator[tuple[Block, QTensor | Tensor]]:
+def decode_model(
+    coded: CodedModel, device: torch.device | None = None
+) -> Iterator[tuple[Block, QTensor | Tensor]]:  # fmt: skip
     """Every block of every tensor in the file's order: its place, and what stands there.
 
     Quantized rows come as codes and steps of their matrix [N, K], decoded when asked for, so that the codes of a
     model are never all in memory unless they are kept. Levels lie in one stream and are decoded together, when the
     first matrix of them is asked for; they come as int32 codes of no width. Other rows come as [rows, C] in the
     checkpoint's dtype.
+
+    With a CUDA `device` words go to the GPU, and codes and levels are decoded there and never visit the CPU, to the
+    same bits; codes too are then all decoded when the first is asked for, and stay in memory together. Headers, steps
+    and small tensors are decoded on the CPU and follow. Where no kernels run on the device, all is decoded on the CPU
+    and moved, which a warning says of a GPU. None and the CPU are the same.
 
     Raises:
         FormatError: streams that do not fit the shapes, or that no `encode_model` can have written; those of codes
@@ -143,9 +151,11 @@ def decode_model(coded: CodedModel) -> Iterator[tuple[Block, QTensor | Tensor]]:
     steps = iter(_decode_planes(cursor, rows, 2))
     cursor.finish()
     matrices = [(place.name(t.shape), matrix_shape(t.shape, place)) for t, block, place in laid if block.levels]
-    leveled = decode_leveled(coded, matrices, [block.diagonal for _, block, _ in laid if block.levels])
+    there = device if device is not None and gpu.decodes_on(device) else None
+    leveled = decode_leveled(coded, matrices, [block.diagonal for _, block, _ in laid if block.levels], there)
     kept = iter(_decode_kept(coded))
-    return _decode_blocks(laid, steps, leveled, kept)
+    found = _decode_blocks(laid, _decode_all_codes(laid, there), steps, leveled, kept)
+    return found if device is None else ((place, _moved(part, device)) for place, part in found)
 
 
 def block_bytes(coded: CodedModel) -> tuple[tuple[Spent, ...], ...]:
@@ -205,6 +215,7 @@ def _counts(tensor: CodedTensor, block: CodedBlock, place: Block) -> tuple[int, 
 
 def _decode_blocks(
     laid: list[tuple[CodedTensor, CodedBlock, Block]],
+    codes: Iterator[Tensor],
     steps: Iterator[NDArray[np.uint8]],
     leveled: Iterator[QTensor],
     kept: Iterator[Tensor],
@@ -215,17 +226,35 @@ def _decode_blocks(
         elif block.bits is None:
             yield place, next(kept)
         else:
-            yield place, _decode_block(tensor, block.bits, block.codes, place, next(steps))
+            yield place, _quantized(place.name(tensor.shape), next(codes), from_bytes(next(steps), "F16"), block.bits)
 
 
-def _decode_block(tensor: CodedTensor, bits: int, codes: bytes, place: Block, row: NDArray[np.uint8]) -> QTensor:
-    name, shape = place.name(tensor.shape), matrix_shape(tensor.shape, place)
-    found = QTensor(decode_codes(codes, shape, f"the codes of {name}"), Steps(from_bytes(row, "F16")), bits)
-    _check_steps(name, found.steps.row, shape[0])
+def _decode_all_codes(
+    laid: list[tuple[CodedTensor, CodedBlock, Block]], device: torch.device | None
+) -> Iterator[Tensor]:  # fmt: skip
+    streams = [
+        (block.codes, matrix_shape(tensor.shape, place), f"the codes of {place.name(tensor.shape)}")
+        for tensor, block, place in laid
+        if block.bits is not None
+    ]
+    return (decode_codes(*stream) for stream in streams) if device is None else decode_codes_on(device, streams)
+
+
+def _quantized(name: str, codes: Tensor, row: Tensor, bits: int) -> QTensor:
+    _check_steps(name, row, codes.shape[0])
+    found = QTensor(codes, Steps(row.to(codes.device)), bits)
     top = (1 << (bits - 1)) - 1
     if found.codes.numel() and (largest := int(found.codes.short().abs().max())) > top:
         raise FormatError(f"{name} has a code of magnitude {largest}, expected at most {top} for {bits} bits")
     return found
+
+
+def _moved(part: QTensor | Tensor, device: torch.device) -> QTensor | Tensor:
+    if isinstance(part, Tensor):
+        return part.to(device)
+    column = part.steps.column
+    steps = Steps(part.steps.row.to(device), None if column is None else column.to(device))
+    return QTensor(part.codes.to(device), steps, part.bits)
 
 
 def _check_steps(name: str, row: Tensor, count: int) -> None:

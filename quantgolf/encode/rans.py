@@ -7,6 +7,8 @@ once. The encoder runs backwards, which lets the decoder run forwards, and start
 decoder has to find there again: a check that costs nothing.
 """
 
+from dataclasses import dataclass
+
 import numba
 import numpy as np
 from numpy.typing import NDArray
@@ -39,8 +41,57 @@ def encode(symbols: NDArray[np.uint8], frequency: NDArray[np.int64]) -> bytes:
     return varint(lanes) + states.astype("<u4").tobytes() + words[first:].astype("<u2").tobytes()
 
 
-def decode(cursor: Cursor, count: int, frequency: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """The `count` symbols [n] that `encode` was given, from the rest of a stream.
+@dataclass(frozen=True)
+class Stream:
+    """What `encode` wrote, taken apart.
+
+    Attributes:
+        what: names it in messages.
+        count: symbols.
+        frequency: int64 [256].
+        states: uint32 [lanes], at most as many as symbols.
+        words: uint16 [words].
+    """
+
+    what: str
+    count: int
+    frequency: NDArray[np.int64]
+    states: NDArray[np.uint32]
+    words: NDArray[np.uint16]
+
+    @property
+    def steps(self) -> int:
+        """Symbols of the longest lane."""
+        return -(-self.count // len(self.states))
+
+    def shares(self) -> NDArray[np.uint32]:
+        """frequency + 2^16 · start of each symbol, [256]."""
+        return (self.frequency + (_starts(self.frequency).astype(np.int64) << 16)).astype(np.uint32)
+
+    def slots(self) -> NDArray[np.uint8]:
+        """The symbol of each slot, [2^14]."""
+        return np.repeat(np.arange(SYMBOLS, dtype=np.uint8), self.frequency)
+
+    def decode(self) -> NDArray[np.uint8]:
+        """The symbols [n].
+
+        Raises:
+            FormatError: states or words that `encode` cannot have written for so many symbols.
+        """
+        symbols, states = np.empty(self.count, dtype=np.uint8), self.states.astype(np.uint64)
+        frequency, start = self.frequency.astype(np.uint64), _starts(self.frequency)
+        used = _decode(self.words, frequency, start, self.slots(), states, symbols)
+        if used != len(self.words) or (states != LOWEST).any():
+            raise self.damaged()
+        return symbols
+
+    def damaged(self) -> FormatError:
+        """For a decoder that does not find every word used and every state at 2^16."""
+        return FormatError(f"{self.what} does not end where its encoder began; {DAMAGED}")
+
+
+def read(cursor: Cursor, count: int, frequency: NDArray[np.int64]) -> Stream:
+    """The rest of a stream as what `encode` wrote for `count` symbols, before any of them is decoded.
 
     Raises:
         FormatError: bytes that `encode` cannot have written for so many symbols.
@@ -48,16 +99,19 @@ def decode(cursor: Cursor, count: int, frequency: NDArray[np.int64]) -> NDArray[
     lanes = cursor.varint()
     if not 1 <= lanes <= count:
         raise FormatError(f"{cursor.what} has {lanes} lanes, expected 1 to {count}, its symbols; {DAMAGED}")
-    states = np.frombuffer(cursor.take(4 * lanes), "<u4").astype(np.uint64)
+    states = np.frombuffer(cursor.take(4 * lanes), "<u4").astype(np.uint32)
     if cursor.left % 2:
         raise FormatError(f"{cursor.what} has {cursor.left} bytes of words, expected an even number; {DAMAGED}")
-    words = np.frombuffer(cursor.rest(), "<u2").astype(np.uint16)
-    slots = np.repeat(np.arange(SYMBOLS, dtype=np.uint8), frequency)
-    symbols = np.empty(count, dtype=np.uint8)
-    used = _decode(words, frequency.astype(np.uint64), _starts(frequency), slots, states, symbols)
-    if used != len(words) or (states != LOWEST).any():
-        raise FormatError(f"{cursor.what} does not end where its encoder began; {DAMAGED}")
-    return symbols
+    return Stream(cursor.what, count, frequency, states, np.frombuffer(cursor.rest(), "<u2").astype(np.uint16))
+
+
+def decode(cursor: Cursor, count: int, frequency: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """The `count` symbols [n] that `encode` was given, from the rest of a stream.
+
+    Raises:
+        FormatError: bytes that `encode` cannot have written for so many symbols.
+    """
+    return read(cursor, count, frequency).decode()
 
 
 def _starts(frequency: NDArray[np.int64]) -> NDArray[np.uint64]:

@@ -7,13 +7,14 @@ so a reader may check that before it allocates anything.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantgolf.encode import rans, zstd
+from quantgolf.encode import gpu, rans, zstd
 from quantgolf.encode.table import SYMBOLS, choose_roots, frequencies, read_table, symbol_bits, write_table
 from quantgolf.encode.varint import DAMAGED, Cursor
 from quantgolf.errors import FormatError, QuantGolfError
@@ -43,6 +44,12 @@ def decode_stream(payload: bytes, count: int, what: str = "a stream") -> NDArray
     Raises:
         FormatError: not a stream of so many symbols.
     """
+    found = _open(payload, count, what)
+    return found.decode() if isinstance(found, rans.Stream) else found
+
+
+def _open(payload: bytes, count: int, what: str) -> NDArray[np.uint8] | rans.Stream:
+    """Symbols, or the stream of rANS that they are coded in."""
     if count > LARGEST_EXPANSION * len(payload):
         raise FormatError(
             f"{what} declares {count} symbols in {len(payload)} bytes, expected at most {LARGEST_EXPANSION} a byte; "
@@ -54,7 +61,7 @@ def decode_stream(payload: bytes, count: int, what: str = "a stream") -> NDArray
         return np.empty(0, dtype=np.uint8)
     codec = cursor.take(1)[0]
     if codec == RANS:
-        return rans.decode(cursor, count, frequencies(read_table(cursor)))
+        return rans.read(cursor, count, frequencies(read_table(cursor)))
     if codec not in (RAW, ZSTD):
         raise FormatError(f"{what} names codec {codec}, expected {RAW}, {ZSTD} or {RANS}; {DAMAGED}")
     raw = zstd.decompress(cursor.rest(), count, what) if codec == ZSTD else cursor.take(count)
@@ -81,6 +88,32 @@ def decode_codes(payload: bytes, shape: tuple[int, ...], what: str = "codes") ->
     """
     symbols = decode_stream(payload, math.prod(shape), what)
     return torch.from_numpy((symbols ^ SIGN).view(np.int8)).reshape(shape)
+
+
+def decode_codes_on(device: torch.device, streams: Sequence[tuple[bytes, tuple[int, ...], str]]) -> Iterator[Tensor]:
+    """As `decode_codes` of each payload, shape and name in turn, on a GPU that `gpu.decodes_on`.
+
+    Streams of rANS are decoded there, all in one launch, when the first is asked for; the codes of all are kept, each a
+    view of the rest. Those of other codecs are decoded on the CPU, and so are those of so few and so long lanes
+    (`gpu.MOST_STEPS`) that no encoder of ours wrote them.
+
+    Raises:
+        FormatError: as `decode_codes`, when the turn of a stream comes or before.
+    """
+    opened = [_open(payload, math.prod(shape), what) for payload, shape, what in streams]
+    coded = [each for each in opened if isinstance(each, rans.Stream) and each.steps <= gpu.MOST_STEPS]
+    found = iter(gpu.decode_streams(coded, device)) if coded else iter(())
+    for (_, shape, _), each in zip(streams, opened, strict=True):
+        if not isinstance(each, rans.Stream):
+            symbols = torch.from_numpy(each.copy()).to(device)
+        elif each.steps > gpu.MOST_STEPS:
+            symbols = torch.from_numpy(each.decode()).to(device)
+        else:
+            part, is_whole = next(found)
+            if not is_whole:
+                raise each.damaged()
+            symbols = part
+        yield symbols.bitwise_xor_(int(SIGN)).view(torch.int8).reshape(shape)
 
 
 def coded_bytes(counts: NDArray[np.int64]) -> int:
