@@ -1,6 +1,12 @@
 """GPTQ (Frantar et al. 2022, arXiv:2210.17323): round one column after another and let the columns still to come
-absorb each error, as the full Hessian says they can."""
+absorb each error, as the full Hessian says they can.
 
+A weight on a GPU is solved there (`quantgolf_kernels.gptq_block`), without waiting for the CPU in between. Inside a
+block of columns its codes are the CPU's to the bit. What a block leaves to the columns behind it is summed in fp64,
+not fp32, so a code differs where a target lies within fp32 rounding of a tie, and with it what follows in that row.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numba
@@ -10,9 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantgolf.errors import QuantGolfError
+from quantgolf.solve.device import on_gpu
+from quantgolf_kernels.solve_ops import gptq_block
 
 RETRIES = 6
 SMALL = 128  # columns of a triangle that is inverted in one go
+WIDEST = 128  # columns of a block that a GPU's registers hold
 
 
 @dataclass(frozen=True)
@@ -20,11 +29,11 @@ class Factor:
     """The Hessian as the feedback needs it.
 
     Attributes:
-        order: columns in processing order, int64 [K].
-        upper: U of (H + damping)⁻¹ = Uᵀ U in that order, fp64 [K, K].
+        order: columns in processing order, int64 [K], on the CPU.
+        upper: U of (H + damping)⁻¹ = Uᵀ U in that order, fp64 [K, K], where it was factorised.
         damp: the share of the mean diagonal that was added.
         retries: how often the damping had to grow until the factorisation succeeded.
-        dead: columns without any input, bool [K], in the weight's own order.
+        dead: columns without any input, bool [K], in the weight's own order, on the CPU.
     """
 
     order: Tensor
@@ -34,28 +43,34 @@ class Factor:
     dead: Tensor
 
     def pivots(self) -> Tensor:
-        """ℓ_jj² = 1 / U_jj² by the weight's own columns, [K]: what an error left in column j costs in the end."""
+        """ℓ_jj² = 1 / U_jj² by the weight's own columns, [K], on the CPU: what an error left in column j costs in the
+        end."""
         pivots = torch.empty(len(self.order), dtype=torch.float64)
-        pivots[self.order] = self.upper.diagonal().square().reciprocal()
+        pivots[self.order] = self.upper.diagonal().double().cpu().square().reciprocal()
         pivots[self.dead] = 0
         return pivots
 
 
-def factorise(hessian: Tensor, damp: float, act_order: bool, name: str) -> Factor:
+def factorise(hessian: Tensor, damp: float, act_order: bool, name: str, device: torch.device | None = None) -> Factor:
     """Cholesky factor of the inverse Hessian, with the damping raised tenfold while it fails.
+
+    Args:
+        device: where to do it; None is the CPU. Factors of another device differ in their last places.
 
     Raises:
         QuantGolfError: still not positive definite after `RETRIES` retries.
     """
-    h = hessian.double().cpu()
-    dead = h.diagonal() == 0
-    diagonal = torch.where(dead, 1.0, h.diagonal())
-    alive = h.diagonal()[~dead]
+    h = hessian.to(device or "cpu", torch.float64)
+    diagonal = h.diagonal().cpu()
+    dead = diagonal == 0
+    alive = diagonal[~dead]
+    diagonal = torch.where(dead, 1.0, diagonal)
     mean = float(alive.mean()) if len(alive) else 1.0
     order = torch.argsort(diagonal, descending=True, stable=True) if act_order else torch.arange(len(h))
     # A lower factor of the reversed matrix, inverted and reversed back, is U without inverting H first.
     backwards = order.flip(0)
-    reverse, diagonal = h[backwards][:, backwards], diagonal[backwards]
+    diagonal, there = diagonal[backwards].to(h.device), backwards.to(h.device)
+    reverse = h[there][:, there]
     for retry in range(RETRIES + 1):
         used = damp * 10**retry
         reverse.diagonal().copy_(diagonal + used * mean)
@@ -80,7 +95,7 @@ def _inverse(lower: Tensor) -> Tensor:
 def _invert(lower: Tensor, found: Tensor) -> None:
     size = len(lower)
     if size <= SMALL:
-        found.copy_(torch.linalg.solve_triangular(lower, torch.eye(size, dtype=lower.dtype), upper=False))
+        found.copy_(torch.linalg.solve_triangular(lower, torch.eye(size).to(lower), upper=False))
         return
     half = size // 2 // 8 * 8
     _invert(lower[:half, :half], found[:half, :half])
@@ -89,13 +104,15 @@ def _invert(lower: Tensor, found: Tensor) -> None:
 
 
 def feed_back(weight: Tensor, factor: Factor, step: Tensor, top: int, block_size: int) -> Tensor:
-    """Codes int8 [N, K] of GPTQ on the grid `step` [N] with levels ±top.
+    """Codes int8 [N, K] of GPTQ on the grid `step` [N] with levels ±top, on the weight's device.
 
     Columns are processed in blocks: inside a block errors spread at once, to the columns behind it in one
     matrix product.
     """
+    if on_gpu(weight):
+        return feed_back_many(weight[None], [factor], step[None], top, block_size)[0]
     columns = weight.shape[1]
-    upper = factor.upper.float()
+    upper = factor.upper.float().cpu()
     # One column is one row of `rest`: the inner loop of the block solve runs over contiguous output rows.
     rest = weight.cpu().float()[:, factor.order].T.contiguous()
     codes = torch.empty(columns, weight.shape[0], dtype=torch.int8)
@@ -111,7 +128,39 @@ def feed_back(weight: Tensor, factor: Factor, step: Tensor, top: int, block_size
     codes[factor.dead[factor.order]] = 0
     result = torch.empty_like(codes)
     result[factor.order] = codes
-    return result.T.contiguous()
+    return result.T.contiguous().to(weight.device)
+
+
+def feed_back_many(
+    weights: Tensor, factors: Sequence[Factor], steps: Tensor, top: int, block_size: int = WIDEST
+) -> Tensor:
+    """Codes int8 [B, N, K] of B matrices of equal shape at once, as `feed_back` gives them on a GPU.
+
+    Rows of one matrix do not fill a GPU. On a CPU the inner loop is plain torch, and slow.
+
+    Args:
+        weights: [B, N, K].
+        factors: of each.
+        steps: [B, N].
+        top: largest level, at most 127.
+        block_size: columns between two updates of the rest, at most `WIDEST` are taken; speed, not result.
+    """
+    columns, device = weights.shape[2], weights.device
+    order = torch.stack([factor.order for factor in factors]).to(device)[:, None].expand(weights.shape)
+    upper = torch.stack([factor.upper.to(device, torch.float64) for factor in factors])
+    rest = weights.detach().double().gather(2, order)
+    codes, steps = torch.empty(weights.shape, dtype=torch.int8, device=device), steps.to(device).float()
+    width = min(block_size, WIDEST)
+    for start in range(0, columns, width):
+        stop = min(start + width, columns)
+        codes[:, :, start:stop], errors = gptq_block(
+            rest[:, :, start:stop], upper[:, start:stop, start:stop], steps, top
+        )
+        if stop < columns:
+            # fp64 has tensor cores of its own on data-centre GPUs and no lower precision that a flag lets in.
+            rest[:, :, stop:].baddbmm_(errors, upper[:, start:stop, stop:], alpha=-1)
+    result = torch.empty_like(codes).scatter_(2, order, codes)
+    return result.masked_fill_(torch.stack([factor.dead for factor in factors]).to(device)[:, None], 0)
 
 
 @numba.njit(cache=True, nogil=True)

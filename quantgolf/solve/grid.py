@@ -51,22 +51,37 @@ def nearest(weight: Tensor, step: Tensor, bits: int) -> Tensor:
 def searched_steps(weight: Tensor, bits: int, importance: Tensor) -> Tensor:
     """fp16 steps [N], each the clip of its row with the least Σ_j importance_j · error_ij² over `RATIOS`."""
     largest = absmax_steps(weight, bits).float()
-    steps = as_steps(largest[:, None] * torch.tensor(RATIOS))
+    steps = as_steps(largest[:, None] * torch.tensor(RATIOS, device=weight.device))
+    if weight.device.type != "cpu":
+        return steps.gather(1, _searched(weight, importance, steps.float(), top_level(bits))[:, None])[:, 0]
     chosen = np.empty(len(weight), dtype=np.int64)
     with _threads_of_torch():
         _search(_array(weight), _array(importance), steps.float().numpy(), top_level(bits), chosen)
     return steps.gather(1, torch.from_numpy(chosen)[:, None])[:, 0]
 
 
+def _searched(weight: Tensor, importance: Tensor, steps: Tensor, top: int) -> Tensor:
+    """What `_search` finds, int64 [N], in plain torch where the weight lies; sums are taken in another order."""
+    least = torch.full_like(steps[:, 0], torch.inf)
+    chosen = torch.full(least.shape, steps.shape[1] - 1, device=steps.device)
+    for r in range(steps.shape[1]):
+        step = steps[:, r, None]
+        error = (weight / step).round_().clamp_(-top, top).mul_(step).sub_(weight)
+        loss = error.square_().mul_(importance).sum(1)
+        chosen = torch.where(loss < least, r, chosen)
+        least = torch.minimum(loss, least)
+    return chosen
+
+
 def rounded_costs(
     weight: Tensor, step: Tensor, bits: int, importance: Tensor
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Histogram of the nearest levels [2·top + 1], and Σ_j importance_j · error_ij² of each row, [N] fp64."""
+    """On the CPU, histogram of the nearest levels [2·top + 1], Σ_j importance_j · error_ij² of each row, [N] fp64."""
     top = top_level(bits)
     counts = np.zeros((len(weight), 2 * top + 1), dtype=np.int32)
     losses = np.empty(len(weight))
     with _threads_of_torch():
-        _rounded_costs(_array(weight), step.float().numpy(), top, _array(importance), counts, losses)
+        _rounded_costs(_array(weight), _array(step), top, _array(importance), counts, losses)
     return counts.sum(0, dtype=np.int64), losses
 
 
@@ -88,7 +103,7 @@ def _threads_of_torch() -> Iterator[None]:
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.float().contiguous().numpy()
+    array: NDArray[np.float32] = tensor.float().cpu().contiguous().numpy()
     return array
 
 

@@ -9,9 +9,14 @@ no error. Where the covariance of output gradients G is known the same is done a
 to tell the order in which the trellis runs, and without clipping another one is worth little: ordered by the diagonal
 of H, KL is 1 and 7% more on the golf model at 3.5 and 2.5 bits, 1 and 2.5% less on the demo.
 
+A weight on a GPU is solved there, without waiting for the CPU in between. Down columns (`trellis_block` of
+quantgolf_kernels) everything is fp64 as on the CPU, and only what blocks leave to columns behind them is summed in
+another order: levels differ where a target lies within 1e-13 or so of what tips a path. Along diagonals that is fp32.
+
 Steps are powers of 2^(1/4). A file stores the powers, about 3 bits a row and a column.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numba
@@ -21,8 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantgolf.errors import QuantGolfError
-from quantgolf.solve.diagonals import solve_diagonals
+from quantgolf.solve.device import on_gpu
+from quantgolf.solve.diagonals import solve_diagonals, solve_diagonals_many
 from quantgolf.solve.gptq import Factor, factorise
+from quantgolf.solve.rows import WIDEST, solve_rows_many
 from quantgolf.solve.solver import SolveOptions
 from quantgolf.solve.trellis import Trellis, quantize_run
 from quantgolf.types import WeightStats
@@ -101,16 +108,17 @@ def prepare_slope(weight: Tensor, stats: WeightStats, options: SolveOptions) -> 
             f"statistics of {stats.name} have values that are NaN or infinite, expected finite ones: calibrate in fp32"
         )
     damp, tiny = options.damp or DAMP, torch.finfo(torch.float32).tiny
-    across = None
+    across, device = None, weight.device if on_gpu(weight) else None
     if outputs is None:
         felt = stats.row_weight().double().cpu()
         row = -felt.clamp(min=max(options.least_row * float(felt.mean()), tiny)).log2() / 2
     else:
-        across = _fp32(factorise(_raised(outputs, options.least_row), damp, False, f"the outputs of {stats.name}"))
-        row = across.upper.diagonal().double().log2()
-    columns = _fp32(factorise(hessian, damp, options.act_order and outputs is None, stats.name))
+        name = f"the outputs of {stats.name}"
+        across = _fp32(factorise(_raised(outputs, options.least_row), damp, False, name, device))
+        row = across.upper.diagonal().double().log2().cpu()
+    columns = _fp32(factorise(hessian, damp, options.act_order and outputs is None, stats.name, device))
     column = torch.empty(len(columns.order), dtype=torch.float64)
-    column[columns.order] = columns.upper.diagonal().double().log2()
+    column[columns.order] = columns.upper.diagonal().double().log2().cpu()
     if (
         columns.dead.any() and not columns.dead.all()
     ):  # their levels are about zero, which takes hardly a bit under a wide step
@@ -126,7 +134,7 @@ def prepare_slope(weight: Tensor, stats: WeightStats, options: SolveOptions) -> 
 def _raised(outputs: Tensor, least: float) -> Tensor:
     """G in fp64 with its diagonal, whose mean is 1, raised to `least`: rows that calibration hardly felt keep a finite
     step."""
-    raised = outputs.to("cpu", torch.float64, copy=True)
+    raised = outputs.to(torch.float64, copy=True)
     raised.diagonal().clamp_(min=max(least, torch.finfo(torch.float32).tiny))
     return raised
 
@@ -142,7 +150,7 @@ def solve_slope(
     """Levels int32 [N, K] on the grid 2^((row + column) / 4), each column or each diagonal a path of the trellis.
 
     Args:
-        weight: [N, K].
+        weight: [N, K]; on a GPU it is solved there.
         feedback: from `prepare_slope`.
         row, column: powers of 2^(1/4), [N] and [K].
         trellis: runs down the rows of a column, so that feedback across columns is that of GPTQ, or along diagonals.
@@ -154,10 +162,46 @@ def solve_slope(
             weight, feedback.columns.upper, feedback.across.upper, _steps(row), _steps(column), trellis
         )  # fmt: skip
     factor = feedback.columns
+    if on_gpu(weight):  # segments are programs of their own there
+        return solve_rows(weight, factor, row, column, trellis, block_size).T
     levels = np.empty((weight.shape[1], weight.shape[0]), dtype=np.int32)
     for part in row_parts(len(weight), trellis):
         levels[:, part] = solve_rows(weight[part], factor, row[part], column, trellis, block_size)
     return levels.T
+
+
+def solve_slope_many(
+    weights: Tensor, feedback: Sequence[Feedback], rows: NDArray[np.int16], columns: NDArray[np.int16],
+    trellis: Trellis, block_size: int = WIDEST,
+) -> NDArray[np.int32]:  # fmt: skip
+    """Levels int32 [B, N, K] of B matrices of equal shape at once, as `solve_slope` gives them on a GPU.
+
+    One matrix does not fill a GPU: it has a program a segment of the trellis. On a CPU the inner loops are plain torch,
+    and slow.
+
+    Args:
+        weights: [B, N, K].
+        feedback: of each, all across rows or none.
+        rows, columns: powers of 2^(1/4), [B, N] and [B, K].
+
+    Raises:
+        QuantGolfError: some with feedback across rows and some without.
+    """
+    across = [each.across.upper for each in feedback if each.across is not None]
+    if not across:
+        factors = [each.columns for each in feedback]
+        found = solve_rows_many(weights, factors, _steps(rows), _steps(columns), trellis, block_size)
+        return found.mT.cpu().numpy()
+    if len(across) < len(feedback):
+        raise QuantGolfError(
+            f"{len(across)} of {len(feedback)} matrices have feedback across rows, expected all or none"
+        )
+    dead = torch.stack([each.columns.dead for each in feedback]).to(weights.device)
+    upper = torch.stack([each.columns.upper for each in feedback])
+    levels = solve_diagonals_many(
+        weights.masked_fill(dead[:, None], 0.0), upper, torch.stack(across), _steps(rows), _steps(columns), trellis
+    )
+    return levels.cpu().numpy()
 
 
 def _steps(powers: NDArray[np.int16]) -> NDArray[np.float64]:
@@ -179,7 +223,10 @@ def solve_rows(
     Rows are cut and solved side by side without a change of any level, as long as each part begins where the trellis
     does and torch has one thread: the sums of a matrix product depend on how many it has.
     """
-    order = factor.order.numpy()
+    if on_gpu(weight):
+        steps = _steps(row[None]), _steps(column[None])
+        return solve_rows_many(weight[None], [factor], *steps, trellis, block_size)[0].cpu().numpy()
+    order, whole = factor.order.numpy(), factor.upper.cpu()
     rest = weight.detach().cpu()[:, factor.order].T.to(torch.float64).contiguous()
     columns, rows = rest.shape
     rows_steps, column_steps = _steps(row), _steps(column)[order]
@@ -187,7 +234,7 @@ def solve_rows(
     for start in range(0, columns, block_size):
         stop = min(start + block_size, columns)
         errors = torch.empty(stop - start, rows, dtype=torch.float64)
-        upper = factor.upper[start:stop].double()
+        upper = whole[start:stop].double()
         _solve_block(
             rest[start:stop].numpy(), upper[:, start:stop].contiguous().numpy(), rows_steps,
             column_steps[start:stop], trellis.arrivals, trellis.restart, levels[start:stop], errors.numpy(),

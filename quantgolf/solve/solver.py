@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantgolf.errors import QuantGolfError
+from quantgolf.solve.device import on_gpu
 from quantgolf.solve.gptq import Factor, factorise, feed_back
 from quantgolf.solve.grid import absmax_steps, nearest, rounded_costs, searched_steps, top_level
 from quantgolf.types import QTensor, SolveReport, Steps, WeightStats
@@ -60,10 +61,10 @@ class Prepared:
     """A weight with everything its solver needs at every width.
 
     Attributes:
-        weight: [N, K] fp32.
+        weight: [N, K] fp32, where it was given: on a GPU it is solved there.
         stats: of the same weight.
-        importance: [K] fp32, what a squared error in each column costs under the solver: the diagonal of H̄, or
-            for GPTQ the pivots that feedback leaves.
+        importance: [K] fp32 beside the weight, what a squared error in each column costs under the solver: the
+            diagonal of H̄, or for GPTQ the pivots that feedback leaves.
         factor: GPTQ's factor of H̄; None for the others.
     """
 
@@ -95,17 +96,18 @@ def prepare(weight: Tensor, stats: WeightStats, solver: Solver, options: SolveOp
     hessian = stats.hessian()
     if not hessian.isfinite().all():
         raise QuantGolfError(f"the Hessian of {stats.name} is not finite, expected finite values: calibrate in fp32")
-    weight = weight.detach().float().cpu()
+    weight = weight.detach().float()
     if solver == "gptq":
-        factor = factorise(hessian, options.damp or DAMP, options.act_order, stats.name)
-        return Prepared(weight, stats, solver, options, factor.pivots().float(), factor)
+        device = weight.device if on_gpu(weight) else None
+        factor = factorise(hessian, options.damp or DAMP, options.act_order, stats.name, device)
+        return Prepared(weight, stats, solver, options, factor.pivots().float().to(weight.device), factor)
     if solver not in ("rtn", "gptq_lite"):
         raise QuantGolfError(f"solver is {solver!r}, expected 'rtn', 'gptq_lite' or 'gptq'")
-    return Prepared(weight, stats, solver, options, hessian.diagonal().cpu().contiguous(), None)
+    return Prepared(weight, stats, solver, options, hessian.diagonal().to(weight.device).contiguous(), None)
 
 
 def steps_of(prepared: Prepared, bits: int) -> Tensor:
-    """fp16 steps [N]: RTN keeps the largest magnitude, the others search each row's clip."""
+    """fp16 steps [N] beside the weight: RTN keeps the largest magnitude, the others search each row's clip."""
     if bits not in WIDTHS:
         raise QuantGolfError(f"bits is {bits}, expected {WIDTHS[0]} to {WIDTHS[-1]}")
     if prepared.solver == "rtn":
@@ -114,16 +116,17 @@ def steps_of(prepared: Prepared, bits: int) -> Tensor:
 
 
 def solve(prepared: Prepared, bits: int) -> tuple[QTensor, SolveReport]:
-    """Codes and steps of a weight at one width, and how it went."""
+    """Codes and steps of a weight at one width, on the CPU, and how it went."""
     step = steps_of(prepared, bits)
     factor = prepared.factor
     if factor is None:
         codes = nearest(prepared.weight, step, bits)
     else:
         codes = feed_back(prepared.weight, factor, step, top_level(bits), prepared.options.block_size)
-    tensor = QTensor(codes, Steps(step), bits)
+    loss = prepared.stats.loss(QTensor(codes, Steps(step), bits).dequantize() - prepared.weight)
+    tensor = QTensor(codes.cpu(), Steps(step.cpu()), bits)
     report = SolveReport(
-        prepared.stats.name, prepared.solver, bits, prepared.stats.loss(tensor.dequantize() - prepared.weight),
+        prepared.stats.name, prepared.solver, bits, loss,
         damp=factor.damp if factor else 0.0,
         retries=factor.retries if factor else 0,
         dead_columns=int(factor.dead.sum()) if factor else 0,

@@ -75,6 +75,11 @@ class Trellis:
                 ways[self.after[state, label]] += [state, 2 * (state & 1) + label]
         return np.ascontiguousarray(np.array(ways, dtype=np.uint8).T)
 
+    @cached_property
+    def ways(self) -> NDArray[np.int32]:
+        """`arrivals` in one word a state, as kernels read them: 8 bits each, the first of the four lowest."""
+        return np.ascontiguousarray(self.arrivals.T).view("<u4").ravel().astype(np.int32)
+
     def odd(self, state: int) -> bool:
         """Whether a state allows the odd levels and zero, and not the even ones: the odd states do."""
         return bool(state & 1)
