@@ -1,8 +1,9 @@
-"""Compiles every kernel that a script launches for an H100, on a machine that has none, and says what the compiler made.
+"""Compiles every kernel that a script launches for an H100, on a machine that has none, and says what came of it.
 
-Triton needs no GPU to compile for one. It does need a process of its own, since a kernel is compiled or interpreted from
-the moment it is decorated: `compiled` starts one, which runs `python -m quantgolf_kernels.ahead` and prints its findings.
-Tests read registers, spills and tensor-core instructions from them, `quantgolf bench kernels --static` predicts time.
+Triton needs no GPU to compile for one. It does need a process of its own, since a kernel is compiled or interpreted
+from the moment it is decorated: `compiled` starts one, which runs `python -m quantgolf_kernels.ahead` and prints its
+findings. Tests read registers, spills and tensor-core instructions from them, `quantgolf bench kernels --static`
+predicts time.
 """
 
 import json

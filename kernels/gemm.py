@@ -2,9 +2,10 @@
 
 The product is taken as weights times transposed activations: Hopper's tensor cores read only their left operand from
 registers, which is where weights are once they are unpacked (+15 to 20% in Triton's own measurements). Words are moved
-to the threads that need them before they are unpacked, weights never. An integer becomes floating point by being put
-under the mantissa of 128 (bf16) or 1024 (fp16), exactly; that constant and the codes' offset leave the loop as one
-product with the sum of the activations. Column steps multiply the activations as they are read, row steps the sums.
+to the threads that need them before they are unpacked, weights never. Two fields half a word apart become two numbers
+by one shift and one mask-and-or: each is put under the mantissa of 128 (bf16) or 1024 (fp16), exactly; that constant
+and the codes' offset leave the loop as one product with the sum of the activations, which are multiplied by the column
+steps and summed by a small kernel before. Row steps multiply the sums.
 
 Where a matrix has too few rows to fill the chip its columns are split. Parts of sums are fp32 and are added in order
 by a second kernel, so that results are the same from run to run.
@@ -17,18 +18,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantgolf_kernels.field import field
+from quantgolf_kernels.field import field, pair
 from quantgolf_kernels.packing import part_columns, parts
+
+BIAS = {torch.bfloat16: 128, torch.float16: 1024}  # of which a field can be the mantissa's end
+MAGIC = {torch.bfloat16: 0x43004300, torch.float16: 0x64006400}  # two of them
 
 
 @triton.jit
-def as_operand(q, dtype: tl.constexpr, BITS: tl.constexpr):
-    """Fields as `dtype`, plus `bias(dtype, BITS)`."""
-    if dtype == tl.bfloat16 and BITS < 8:
-        return (q | 0x4300).to(tl.int16).to(tl.bfloat16, bitcast=True)
-    if dtype == tl.float16:
-        return (q | 0x6400).to(tl.int16).to(tl.float16, bitcast=True)
-    return q.to(tl.float32).to(dtype)
+def as_operand(half, dtype: tl.constexpr):
+    """Halves of words, 16 bits that are a number of `dtype` already."""
+    return half.to(tl.int16).to(dtype, bitcast=True)
 
 
 @triton.jit
@@ -48,10 +48,16 @@ def prepare_kernel(x, column, ready, sums, M, K, x_stride, WIDE, BLOCK: tl.const
 
 
 @triton.jit
+def tile(pointers, mask):
+    return tl.load(pointers) if mask is None else tl.load(pointers, mask=mask, other=0.0)
+
+
+@triton.jit
 def gemm_kernel(
-    x, sums, data, row, outliers, scale, zero, out, M, N, K, J, stride, groups, group_size,
-    BITS: tl.constexpr, OFFSET: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr, MIXED: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr, OUTLIERS: tl.constexpr,
+    x, sums, data, row, outliers, scale, zero, out, M, N, K, J, stride, groups, group_size, magic,
+    BITS: tl.constexpr, OFFSET: tl.constexpr, PAIRS: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr,
+    MIXED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
+    OUTLIERS: tl.constexpr,
 ):  # fmt: skip
     PARTS: tl.constexpr = 32 // (BITS & -BITS)
     dtype: tl.constexpr = x.dtype.element_ty
@@ -65,23 +71,26 @@ def gemm_kernel(
     total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for block in range(split, tl.cdiv(J, BLOCK_K), SPLIT):
         at = (block * BLOCK_K + tl.arange(0, BLOCK_K))[None, :]
-        for part in tl.static_range(PARTS):
-            if EVEN:
-                x_k = tl.load(x_rows + part * J + at)
-                q = field(rows, at, None, J, part, BITS, 0)
-            else:
-                x_k = tl.load(x_rows + part * J + at, mask=at < J, other=0.0)
-                q = field(rows, at, at < J, J, part, BITS, 0)
-            if scale is not None:
-                spot = part * J + (at if MIXED else block * BLOCK_K + tl.zeros([1, 1], tl.int32))
-                group = last_n[:, None] * groups + tl.minimum(spot, K - 1) // group_size
-                w = q.to(tl.float32) - OFFSET
-                if zero is not None:
-                    w -= tl.load(zero + group)
-                w = (w * tl.load(scale + group)).to(dtype)
-            else:
-                w = as_operand(q, dtype, BITS)
-            total = tl.dot(w, tl.trans(x_k), total, input_precision="ieee")
+        if PAIRS:
+            for part in tl.static_range(PARTS // 2):
+                mask = None if EVEN else at < J
+                both = pair(rows, at, mask, J, magic, part, BITS)
+                x_k, x_far = tile(x_rows + part * J + at, mask), tile(x_rows + (part + PARTS // 2) * J + at, mask)
+                total = tl.dot(as_operand(both, dtype), tl.trans(x_k), total)
+                total = tl.dot(as_operand(both >> 16, dtype), tl.trans(x_far), total)
+        else:
+            for part in tl.static_range(PARTS):
+                mask = None if EVEN else at < J
+                w = field(rows, at, mask, J, part, BITS, 0).to(tl.float32)
+                if scale is not None:
+                    spot = part * J + (at if MIXED else block * BLOCK_K + tl.zeros([1, 1], tl.int32))
+                    group = last_n[:, None] * groups + tl.minimum(spot, K - 1) // group_size
+                    w -= OFFSET
+                    if zero is not None:
+                        w -= tl.load(zero + group)
+                    w *= tl.load(scale + group)
+                x_k = tile(x_rows + part * J + at, mask)
+                total = tl.dot(w.to(dtype), tl.trans(x_k), total, input_precision="ieee")
     if scale is None and split == 0:
         total -= (OFFSET + BIAS) * tl.load(sums + m)[None, :]
     if outliers is not None:
@@ -137,12 +146,23 @@ def gemm(
     out = torch.empty(many, rows, dtype=x.dtype, device=x.device)
     partial = torch.empty(split, many, rows, device=x.device) if split > 1 else out
     prepare_kernel[(tiles * block_m,)](
-        x, column, ready, sums, many, columns, x.stride(0), ready.shape[1], BLOCK=1024, num_warps=4
+        x,
+        column,
+        ready,
+        sums,
+        many,
+        columns,
+        x.stride(0),
+        ready.shape[1],
+        BLOCK=min(4096, triton.next_power_of_2(ready.shape[1])),
+        num_warps=8,
     )
+    pairs = scale is None and (x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and bits < 8))
     meta: dict[str, Any] = {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
     gemm_kernel[(triton.cdiv(rows, block_n), tiles, split)](
         ready, sums, data, row, outliers, scale, zero, partial, many, rows, columns, each, data.stride(0),
-        0 if scale is None else scale.shape[1], group_size or 1, BITS=bits, OFFSET=offset, BIAS=bias(x.dtype, bits),
+        0 if scale is None else scale.shape[1], group_size or 1,
+        MAGIC.get(x.dtype, 0), BITS=bits, OFFSET=offset, PAIRS=pairs, BIAS=BIAS[x.dtype] if pairs else 0,
         EVEN=each % block_k == 0, MIXED=bool(group_size) and (group_size % block_k or each % block_k) != 0,
         BLOCK_N=block_n, BLOCK_M=block_m, BLOCK_K=block_k, SPLIT=split, OUTLIERS=16, **meta,
     )  # fmt: skip
@@ -151,13 +171,6 @@ def gemm(
             partial, row, out, many * rows, rows, SPLIT=split, BLOCK=512, num_warps=4
         )
     return out
-
-
-def bias(dtype: torch.dtype, bits: int) -> int:
-    """What `as_operand` adds."""
-    if dtype == torch.bfloat16 and bits < 8:
-        return 128
-    return 1024 if dtype == torch.float16 else 0
 
 
 def fit_block(wanted: int, each: int, group_size: int) -> int:

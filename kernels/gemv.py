@@ -4,11 +4,13 @@ A program owns a few rows of the matrix over all their columns, so that nothing 
 zeroed before, and one launch is all: at one token a layer's fixed cost is what separates the best kernels from memory
 speed (about 18 µs of 27 for 4 bits at 8192² on an H100 in public figures). Tensor cores have nothing to do here.
 
-What is left is to make few instructions of a weight. A field becomes fp32 where it stands: one mask-and-or puts it
-under the mantissa of a power of two, and neighbouring fields share one shift. That power times the activations is
-taken off at the end, as are the codes' offsets. It is at most 2^14, so a product loses 2^-10 of a step by it at worst.
-Where activations are fp32 each weight is made exact instead, one instruction more. Column steps multiply the
-activations, row steps the sums.
+What is left is to make few instructions of a weight, where the compiler's output says (no GPU was at hand) that more
+than three of the logical kind cost more than memory does. A field of a width that is one plane becomes fp32 where it
+stands: one mask-and-or puts it under the mantissa of a power of two, at most 2^12, and neighbouring fields share one
+shift. Of a width with several planes two fields half a word apart are put together at once, under 128 in bf16: the
+upper one is fp32 as it is, with the lower one as noise below 2^-9 of a step, the lower one after a shift. What those
+powers add is taken off at the end with the codes' offsets. Where activations are fp32 or groups have scales each weight
+is made exact instead. Column steps multiply the activations, row steps the sums.
 """
 
 from typing import Any
@@ -18,29 +20,67 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quantgolf_kernels.field import moved
+from quantgolf_kernels.field import moved, pair_of
 from quantgolf_kernels.packing import part_columns, parts
+
+UPPER = tl.constexpr(128 + 0x4300 / 65536)  # what the upper of two fields has too much, the lower one's 128 included
 
 
 @triton.constexpr_function
-def place(index: int, plane: int, low: int) -> int:
-    """The bit that field `index` of a word is moved to, where it counts 2^low."""
-    lowest = 15 if plane == 8 or low else 11
+def place(index: int, plane: int) -> int:
+    """The bit that field `index` of a word is moved to."""
+    lowest = 15 if plane == 8 else 11
     shared = (23 - plane - lowest) // plane + 1  # fields of a word that fit between there and bit 23
     return int(23 - plane * shared + plane * (index % shared))
 
 
 @triton.constexpr_function
-def excess(index: int, plane: int, low: int) -> int:
+def excess(index: int, plane: int) -> int:
     """What a field at that place has too much."""
-    return int(1 << (23 - place(index, plane, low) + low))
+    return int(1 << (23 - place(index, plane)))
 
 
 @triton.jit
-def value(word, INDEX: tl.constexpr, PLANE: tl.constexpr, LOW: tl.constexpr):
-    """Field INDEX of words times 2^LOW, fp32, and `excess` more."""
-    at: tl.constexpr = place(INDEX, PLANE, LOW)
-    return (moved(word, PLANE * INDEX, at, PLANE) | ((150 - at + LOW) << 23)).to(tl.float32, bitcast=True)
+def value(word, INDEX: tl.constexpr, PLANE: tl.constexpr):
+    """Field INDEX of words, fp32, and `excess` more."""
+    at: tl.constexpr = place(INDEX, PLANE)
+    return (moved(word, PLANE * INDEX, at, PLANE) | ((150 - at) << 23)).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def exact(
+    high, mid, low, scale, zero, group, OFFSET: tl.constexpr, BITS: tl.constexpr, PIECES: tl.constexpr,
+    CRUMBS: tl.constexpr, INDEX: tl.constexpr,
+):  # fmt: skip
+    """Codes fp32 [N, B] of one part, times their groups' scales.
+
+    `high`, `mid` and `low` are the words of the widest plane, of crumbs beside nibbles, and of bits, or None, moved so
+    that the part is the INDEX-th of those that a piece of the widest plane holds.
+    """
+    PLANE: tl.constexpr = 8 if BITS == 8 else 4 if BITS & 4 else 2
+    q = moved(high, PLANE * INDEX, 0, PLANE)
+    if mid is not None:
+        q |= moved(mid, 2 * INDEX * (PIECES // CRUMBS), 4, 2)
+    if low is not None:
+        q |= moved(low, INDEX * PIECES, BITS & 6, 1)
+    w = q.to(tl.float32) - OFFSET
+    if zero is not None:
+        w -= tl.load(zero + group)[:, None]
+    if scale is not None:
+        w *= tl.load(scale + group)[:, None]
+    return w
+
+
+@triton.jit
+def two(high, mid, low, magic, BITS: tl.constexpr, PIECES: tl.constexpr, CRUMBS: tl.constexpr, INDEX: tl.constexpr):
+    """The fields of a part and of the one P / 2 behind it, in the halves of int32 [N, B], each under 128 in bf16."""
+    PLANE: tl.constexpr = 4 if BITS & 4 else 2
+    found = pair_of(high, PLANE * INDEX, 0, PLANE) | magic
+    if mid is not None:
+        found |= pair_of(mid, 2 * INDEX * (PIECES // CRUMBS), 4, 2)
+    if low is not None:
+        found |= pair_of(low, INDEX * PIECES, BITS & 6, 1)
+    return found
 
 
 @triton.jit
@@ -58,52 +98,15 @@ def activations(x, column, k, mask):
 
 
 @triton.jit
-def added(
-    total, taken, x_k, high, mid, low, scale, zero, group, OFFSET: tl.constexpr, BITS: tl.constexpr,
-    EXACT: tl.constexpr, PIECES: tl.constexpr, CRUMBS: tl.constexpr, INDEX: tl.constexpr,
-):  # fmt: skip
-    """Sums [N, B] with the products of one part added, and what of them is too much, [1, B].
-
-    `high`, `mid` and `low` are the words of the widest plane, of crumbs beside nibbles, and of bits, or None, moved so
-    that the part is the INDEX-th of those that a piece of the widest plane holds.
-    """
-    PLANE: tl.constexpr = 8 if BITS == 8 else 4 if BITS & 4 else 2
-    CRUMB: tl.constexpr = INDEX * (PIECES // CRUMBS)
-    BIT: tl.constexpr = INDEX * PIECES
-    w = value(high, INDEX, PLANE, 0)
-    if EXACT:
-        w -= OFFSET + excess(INDEX, PLANE, 0)
-        if mid is not None:
-            w += value(mid, CRUMB, 2, 4) - excess(CRUMB, 2, 4)
-        if low is not None:
-            w += value(low, BIT, 1, BITS & 6) - excess(BIT, 1, BITS & 6)
-        if zero is not None:
-            w -= tl.load(zero + group)[:, None]
-        if scale is not None:
-            w *= tl.load(scale + group)[:, None]
-        total += w * x_k
-    else:
-        total += w * x_k
-        taken += x_k * (OFFSET + excess(INDEX, PLANE, 0))
-        if mid is not None:
-            total += value(mid, CRUMB, 2, 4) * x_k
-            taken += x_k * excess(CRUMB, 2, 4)
-        if low is not None:
-            total += value(low, BIT, 1, BITS & 6) * x_k
-            taken += x_k * excess(BIT, 1, BITS & 6)
-    return total, taken
-
-
-@triton.jit
 def gemv_kernel(
-    x, data, row, column, outliers, scale, zero, out, N, K, J, stride, groups, group_size,
+    x, data, row, column, outliers, scale, zero, out, N, K, J, stride, groups, group_size, magic,
     BITS: tl.constexpr, OFFSET: tl.constexpr, EVEN: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     OUTLIERS: tl.constexpr,
 ):  # fmt: skip
     PARTS: tl.constexpr = 32 // (BITS & -BITS)
     PIECES: tl.constexpr = PARTS // 4 if BITS == 8 else PARTS // 8 if BITS & 4 else PARTS // 16
     CRUMBS: tl.constexpr = PARTS // 16 if BITS & 2 else 1
-    # One step more for each weight. Groups have their own scales, and fp32 is to be fp32.
+    PLANES: tl.constexpr = (BITS >> 3) + (BITS >> 2 & 1) + (BITS >> 1 & 1) + (BITS & 1)
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32 or scale is not None
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     there = n < N
@@ -123,13 +126,28 @@ def gemv_kernel(
             low = None
             if BITS & 1:
                 low = tl.load(rows + ((BITS & 6) * J + at), mask=inside) >> piece
-            for index in tl.static_range(PARTS // PIECES):
-                first = (index * PIECES + piece) * J
-                x_k = activations(x, column, first + at, None if EVEN else (at < J) & (first + at < K))
-                group = last_n * groups + tl.minimum(first + start, K - 1) // group_size
-                total, taken = added(
-                    total, taken, x_k, high, mid, low, scale, zero, group, OFFSET, BITS, EXACT, PIECES, CRUMBS, index
-                )
+            if EXACT:
+                for index in tl.static_range(PARTS // PIECES):
+                    first = (index * PIECES + piece) * J
+                    x_k = activations(x, column, first + at, None if EVEN else (at < J) & (first + at < K))
+                    group = last_n * groups + tl.minimum(first + start, K - 1) // group_size
+                    total += exact(high, mid, low, scale, zero, group, OFFSET, BITS, PIECES, CRUMBS, index) * x_k
+            elif PLANES > 1:
+                for index in tl.static_range(PARTS // PIECES // 2):
+                    first = (index * PIECES + piece) * J
+                    x_k = activations(x, column, first + at, None if EVEN else (at < J) & (first + at < K))
+                    first += PARTS // 2 * J
+                    x_far = activations(x, column, first + at, None if EVEN else (at < J) & (first + at < K))
+                    both = two(high, mid, low, magic, BITS, PIECES, CRUMBS, index)
+                    total += (both << 16).to(tl.float32, bitcast=True) * x_k
+                    total += both.to(tl.float32, bitcast=True) * x_far
+                    taken += x_k * (OFFSET + 128) + x_far * (OFFSET + UPPER)
+            else:
+                for index in tl.static_range(PARTS // PIECES):
+                    first = (index * PIECES + piece) * J
+                    x_k = activations(x, column, first + at, None if EVEN else (at < J) & (first + at < K))
+                    total += value(high, index, BITS) * x_k
+                    taken += x_k * (OFFSET + excess(index, BITS))
     y = tl.sum(total, 1)
     if not EXACT:
         y -= tl.sum(tl.sum(taken, 1), 0)
@@ -169,7 +187,7 @@ def gemv(
     meta: dict[str, Any] = {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
     gemv_kernel[(triton.cdiv(rows, config["block_n"]),)](
         x, data, row, column, outliers, scale, zero, out, rows, columns, each, data.stride(0),
-        0 if scale is None else scale.shape[1], group_size or 1, BITS=bits, OFFSET=offset,
+        0 if scale is None else scale.shape[1], group_size or 1, 0x43004300, BITS=bits, OFFSET=offset,
         EVEN=each % block == 0 and parts(bits) * each == columns, BLOCK_N=config["block_n"], BLOCK_K=block,
         OUTLIERS=32, **meta,
     )  # fmt: skip

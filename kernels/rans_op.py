@@ -73,7 +73,8 @@ def _(
     from quantgolf_kernels.rans import decode_levels
 
     _check_levels(words, excess, entries, starts, shares, slots, states)
-    return decode_levels(words, excess, entries, starts, stride, shares, slots, feedback, forward, states)
+    with torch.cuda.device(words.device):
+        return decode_levels(words, excess, entries, starts, stride, shares, slots, feedback, forward, states)
 
 
 @torch.library.custom_op("quantgolf::rans_streams", mutates_args=())
@@ -125,7 +126,8 @@ def _(
     from quantgolf_kernels.rans import decode_streams
 
     _check_streams(words, streams, shares, slots, states)
-    return decode_streams(words, streams, shares, slots, states, count, most)
+    with torch.cuda.device(words.device):
+        return decode_streams(words, streams, shares, slots, states, count, most)
 
 
 @torch.library.custom_op("quantgolf::level_entries", mutates_args=())
@@ -172,7 +174,8 @@ def _(
 ) -> Tensor:  # fmt: skip
     from quantgolf_kernels.rans import fill_entries
 
-    return fill_entries(starts, matrices, rows, columns, class_at, restart, stride, size, steps)
+    with torch.cuda.device(starts.device):
+        return fill_entries(starts, matrices, rows, columns, class_at, restart, stride, size, steps)
 
 
 @torch.library.custom_op("quantgolf::place_levels", mutates_args=())
@@ -202,7 +205,8 @@ def _(levels: Tensor, starts: Tensor, stride: int, base: int, rows: int, columns
 def _(levels: Tensor, starts: Tensor, stride: int, base: int, rows: int, columns: int, diagonal: bool) -> Tensor:
     from quantgolf_kernels.rans import place
 
-    return place(levels, starts, stride, base, rows, columns, diagonal)
+    with torch.cuda.device(levels.device):
+        return place(levels, starts, stride, base, rows, columns, diagonal)
 
 
 def _in_memory(place: NDArray[np.int64], starts: Tensor, stride: int) -> NDArray[np.int64]:

@@ -49,7 +49,8 @@ def _(weight: Tensor, upper: Tensor, step: Tensor, top: int) -> tuple[Tensor, Te
     from quantgolf_kernels.gptq_block import launch_gptq_block
 
     _check_gptq(weight, upper, step, top)
-    return launch_gptq_block(weight, upper, step, top)
+    with torch.cuda.device(weight.device):
+        return launch_gptq_block(weight, upper, step, top)
 
 
 @torch.library.custom_op("quantgolf::trellis_block", mutates_args=())
@@ -98,7 +99,8 @@ def _(weight: Tensor, upper: Tensor, row: Tensor, column: Tensor, ways: Tensor, 
     from quantgolf_kernels.trellis_block import launch_trellis_block
 
     _check_trellis(weight, upper, row, column, ways, restart)
-    return launch_trellis_block(weight, upper, row, column, ways, restart)
+    with torch.cuda.device(weight.device):
+        return launch_trellis_block(weight, upper, row, column, ways, restart)
 
 
 @torch.library.custom_op("quantgolf::solve_diagonals", mutates_args=())
@@ -155,7 +157,8 @@ def _(weight: Tensor, upper: Tensor, across: Tensor, row: Tensor, column: Tensor
     from quantgolf_kernels.diagonal_block import launch_diagonals
 
     _check_diagonals(weight, upper, across, row, column, ways, restart)
-    return launch_diagonals(weight, upper, across, row, column, ways, restart)
+    with torch.cuda.device(weight.device):
+        return launch_diagonals(weight, upper, across, row, column, ways, restart)
 
 
 def best_path(targets: Tensor, ways: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:

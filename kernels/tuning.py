@@ -6,15 +6,16 @@ memory ("NVIDIA H100 80GB HBM3" is `h100`), and `configs/FAMILY.json` beside thi
     {"made": "in words", "like": "another family, or absent",
      "gemv": {"4 1 8192 8192": {"block_n": 8, …}, "* 1 2048 512": {…}}, "gemm": {…}, "unpack": {…}}
 
-A key is a bucket "bits m n k" for activations [m, k] and a matrix [n, k]. bits is a width or * for those without entries
-of their own. m is 1, 16, 32, 64 or 128: the least that is not less than the rows of activations (128 for more). n and k
-are rounded up to powers of two. Among a kernel's buckets the nearest is taken: first those of the width, or if it has
-none those of *; of these the least m that is not less than the one sought, or else the largest; of these the one whose
-n and k are fewest doublings away in all, the larger n, then the larger k where two are equally far.
+A key is a bucket "bits m n k" for activations [m, k] and a matrix [n, k]. bits is a width, or * for those without
+entries of their own. m is 1, 16, 32, 64 or 128: the least that is not less than the rows of activations (128 for more).
+n and k are rounded up to powers of two. Among a kernel's buckets the nearest is taken: first those of the width, or if
+it has none those of *; of these the least m that is not less than the one sought, or else the largest; of these the one
+whose n and k are fewest doublings away in all, the larger n, then the larger k where two are equally far.
 
-Files are asked in turn, and the first that has the kernel and the width, or *, decides: the one that the environment variable
-QUANTGOLF_TUNING names, if any; that of the GPU's family; that of the family it is like; `default.json`. Without a GPU
-(the interpreter, or compiling ahead of time) the family is `h100`, so that what is tested is what would be launched.
+Files are asked in turn, and the first that has the kernel and the width, or *, decides: the one that the environment
+variable QUANTGOLF_TUNING names, if any; that of the GPU's family; that of the family it is like; `default.json`.
+Without a GPU (the interpreter, or compiling ahead of time) the family is `h100`, so that what is tested is what would
+be launched.
 `benchmarks/retune.py` measures a family and writes its file.
 """
 
@@ -166,7 +167,7 @@ def read_key(key: str) -> Bucket:
         if m in ROWS and _is_power(n) and _is_power(k):
             return None if found[1] == "*" else int(found[1]), m, n, k
     raise ValueError(
-        f'bucket is {key!r}, expected "bits m n k": 2 to 8 or *, one of {", ".join(map(str, ROWS))}, and two powers of 2'
+        f'bucket is {key!r}, expected "bits m n k": 2 to 8 or *, one of {", ".join(map(str, ROWS))}, two powers of 2'
     )
 
 

@@ -7,6 +7,17 @@ evaluate and compress. What most programs begin and end with is here too.
 from quantgolf.checkpoint import open_checkpoint
 from quantgolf.data import read_corpus
 from quantgolf.errors import BudgetError, FormatError, QuantGolfError
-from quantgolf.runtime import load
+from quantgolf.runtime import QuantEmbedding, QuantLinear, load, materialize, memory
 
-__all__ = ["BudgetError", "FormatError", "QuantGolfError", "load", "open_checkpoint", "read_corpus"]
+__all__ = [
+    "BudgetError",
+    "FormatError",
+    "QuantEmbedding",
+    "QuantGolfError",
+    "QuantLinear",
+    "load",
+    "materialize",
+    "memory",
+    "open_checkpoint",
+    "read_corpus",
+]

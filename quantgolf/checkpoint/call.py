@@ -8,6 +8,7 @@ for logits: they are what it hands to `F.cross_entropy`.
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -32,6 +33,12 @@ def reading(*modules: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's first parameter is, or its first buffer where it has none (all its weights may be packed)."""
+    first = next(chain(module.parameters(), module.buffers()), None)
+    return torch.device("cpu") if first is None else first.device
 
 
 def wants_targets(module: nn.Module) -> bool:

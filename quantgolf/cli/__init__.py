@@ -6,12 +6,14 @@ import sys
 import typer
 from rich.console import Console
 
+from quantgolf.cli.bench import bench_app
 from quantgolf.cli.calibrate import calibrate_verb
 from quantgolf.cli.compress import compress_verb
 from quantgolf.cli.decompress import decompress_verb
 from quantgolf.cli.demo import demo_verb
 from quantgolf.cli.eval import eval_verb
 from quantgolf.cli.export_decoder import export_decoder_verb
+from quantgolf.cli.generate import generate_verb
 from quantgolf.cli.inspect import inspect_verb
 from quantgolf.errors import QuantGolfError
 
@@ -27,9 +29,11 @@ app.command("demo")(demo_verb)
 app.command("calibrate")(calibrate_verb)
 app.command("compress")(compress_verb)
 app.command("eval")(eval_verb)
+app.command("generate")(generate_verb)
 app.command("inspect")(inspect_verb)
 app.command("decompress")(decompress_verb)
 app.command("export-decoder")(export_decoder_verb)
+app.add_typer(bench_app, name="bench")
 
 
 def main() -> None:

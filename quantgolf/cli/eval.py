@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from torch import nn
 
@@ -11,9 +12,18 @@ from quantgolf.blob import MAGIC
 from quantgolf.cli import inputs, show
 from quantgolf.cli.inputs import Part, TextOptions
 from quantgolf.data import Corpus
+from quantgolf.errors import QuantGolfError
 from quantgolf.evaluate import difference, evaluate, evaluate_against, kl_interval
-from quantgolf.runtime import load
+from quantgolf.runtime import load, memory
 from quantgolf.types import EvalResult, Interval
+
+PackedOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--packed/--float",
+        help="Compute straight from packed weights, on any device (bf16 activations on a GPU), or from fp32 ones.",
+    ),
+]
 
 
 @inputs.reads_text
@@ -26,6 +36,7 @@ def eval_verb(
     reference: Annotated[
         str | None, typer.Option("--reference", help="Checkpoint or file to compare with: adds ΔBPB and KL.")
     ] = None,
+    packed: PackedOption = None,
     per_document: Annotated[bool, typer.Option("--per-document", help="Adds every document to the JSON.")] = False,
     seed: inputs.SeedOption = 0,
     device: inputs.DeviceOption = "cpu",
@@ -33,8 +44,8 @@ def eval_verb(
 ) -> None:
     """Measure bits per byte on text, and the distance to a reference model."""
     target = inputs.open_device(device)
-    base = _open_module(reference, model).to(target) if reference else None
-    candidate = _open_module(file, model).to(target)
+    base = open_module(reference, model, target, packed=False) if reference else None
+    candidate = open_module(file, model, target, packed=bool(packed))
     source = inputs.DEMO if inputs.DEMO in (file, reference) else None
     corpus = text.open(source, tokens, Part.validation)
     base_result = None
@@ -53,6 +64,12 @@ def eval_verb(
                 progress=progress,
             )  # fmt: skip
     document = {"context": text.context.value, **summary(result, base_result, corpus, seed)}
+    if packed:
+        held = memory(candidate)
+        document["memory"] = {
+            "packed_bytes": held.packed_bytes, "float_bytes": held.float_bytes, "packed_bpw": held.bpw,
+            "file_bpw": held.file_bpw,
+        }  # fmt: skip
     if per_document:
         document["documents"] = {
             "nats": result.nats.tolist(),
@@ -101,6 +118,12 @@ def print_summary(file: str, document: dict[str, Any]) -> None:
         for key, label in (("delta_bpb", "ΔBPB"), ("kl_bpb", "KL, bits per byte")):
             value = document[key]
             rows.append((f"{label}, 95% interval", show.with_interval(value, sign="+" if key == "delta_bpb" else "")))
+    if "memory" in document:
+        held = document["memory"]
+        rows.append(("packed weights, bytes", f"{held['packed_bytes']:,}"))
+        rows.append(("all else in memory, bytes", f"{held['float_bytes']:,}"))
+        if held["packed_bpw"] is not None:
+            rows.append(("packed bits per weight, and the file's", f"{held['packed_bpw']:.3f}, {held['file_bpw']:.3f}"))
     show.console(False).print(show.table(None, ("", file), rows))
 
 
@@ -110,11 +133,22 @@ def interval(value: Interval) -> dict[str, float | None]:
     return {"value": value.value, "low": low, "high": high}
 
 
-def _open_module(file: str, model: str | None) -> nn.Module:
-    """The module of a compressed file, told from a checkpoint by its first bytes."""
+def open_module(file: str, model: str | None, device: torch.device, packed: bool | None) -> nn.Module:
+    """The module of a compressed file, told from a checkpoint by its first bytes, on a device.
+
+    Args:
+        packed: whether a file's weights stay packed; False gives them in fp32, None leaves it to `load`.
+
+    Raises:
+        QuantGolfError: a checkpoint, whose weights are not packed, was to be.
+    """
     path = Path(file)
     if path.is_file():
         with path.open("rb") as stream:
             if stream.read(len(MAGIC)) == MAGIC:
-                return load(path, model)
-    return inputs.open_source(file, model).module
+                if packed is None:
+                    return load(path, model, device)
+                return load(path, model, device, materialize=not packed, dtype=None if packed else torch.float32)
+    if packed:
+        raise QuantGolfError(f"{file} is a checkpoint, expected a compressed file with --packed; compress it first")
+    return inputs.open_source(file, model).module.to(device)

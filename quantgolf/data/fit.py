@@ -7,7 +7,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from quantgolf.checkpoint.call import gives_logits, logits_of, loss_of, reading
+from quantgolf.checkpoint.call import device_of, gives_logits, logits_of, loss_of, reading
 from quantgolf.data.corpus import Corpus
 from quantgolf.data.windows import Context
 from quantgolf.errors import QuantGolfError
@@ -38,7 +38,7 @@ def refuse_misfit(
     if context == "isolated":
         lengths = text.lengths
         start, longest = int(lengths[: lengths.argmax()].sum()), int(lengths.max())
-    whole = text.tokens[None, start : start + min(length + 1, longest)].to(next(model.parameters()).device)
+    whole = text.tokens[None, start : start + min(length + 1, longest)].to(device_of(model))
     inputs, targets = (whole[:, :-1], whole[:, 1:]) if whole.shape[1] > 1 else (whole, whole)
     first = ("one token", "mend the module")
     window = (f"a window of {inputs.shape[1]} tokens", "give a smaller --length")

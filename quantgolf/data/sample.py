@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from quantgolf.checkpoint.call import logits_of, reading
+from quantgolf.checkpoint.call import device_of, logits_of, reading
 from quantgolf.data.corpus import Corpus
 from quantgolf.errors import QuantGolfError
 
@@ -92,7 +92,7 @@ def _write(
     module: nn.Module, first: Tensor, drawn: Tensor, vocab_size: int, temperature: float, report: Callable[[int], None]
 ) -> Tensor:
     """Texts int64 [B, L + 1] that begin with `first` [B]; `drawn` [B, L] are evenly distributed numbers below 1."""
-    device = next(module.parameters()).device
+    device = device_of(module)
     text, memory = first[:, None], None
     remembers = {"past_key_values", "use_cache"} <= set(inspect.signature(module.forward).parameters)
     for position in range(drawn.shape[1]):

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from quantgolf.checkpoint.call import logits_of, reading
+from quantgolf.checkpoint.call import device_of, logits_of, reading
 from quantgolf.data import Context, Corpus, Window, refuse_misfit, windows
 from quantgolf.data.batches import stack
 from quantgolf.data.windows import by_length
@@ -131,7 +131,7 @@ def _batches(found: list[Window], vocabulary: int) -> Iterator[list[Window]]:
 
 def _log_probabilities(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     """fp32 log-probabilities [B, L, V]."""
-    device = next(model.parameters()).device
+    device = device_of(model)
     logits = logits_of(model, inputs.to(device), targets.to(device))
     if not logits.isfinite().all():
         raise QuantGolfError(

@@ -228,7 +228,8 @@ class Golf(nn.Module):
         cos, sin = rotary(self.config, tokens.shape[1], tokens.device)
         x = F.rms_norm(self.emb(tokens), (self.config.dim,))
         cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-        start, order, kept = x, self.config.order, list[Tensor]()
+        start, order = x, self.config.order
+        kept: list[Tensor] = []
         skips = [] if self.skip_weights is None else self.skip_weights.unbind()
         for run, layer in enumerate(order):
             decoder = run - (len(order) - len(skips))

@@ -1,5 +1,22 @@
-"""Runtime: a compressed file becomes a working module again."""
+"""Runtime: a compressed file becomes a working module again, run straight from its packed weights or from floats."""
 
-from quantgolf.runtime.load import load, module_of, restore
+from quantgolf.runtime.linear import QuantEmbedding, QuantLinear, materialize
+from quantgolf.runtime.load import load, module_of
+from quantgolf.runtime.memory import Memory, TensorMemory, memory
+from quantgolf.runtime.parameter import PackedParameter
+from quantgolf.runtime.restore import restore
+from quantgolf.runtime.write import write_on
 
-__all__ = ["load", "module_of", "restore"]
+__all__ = [
+    "Memory",
+    "PackedParameter",
+    "QuantEmbedding",
+    "QuantLinear",
+    "TensorMemory",
+    "load",
+    "materialize",
+    "memory",
+    "module_of",
+    "restore",
+    "write_on",
+]

@@ -1,93 +1,98 @@
-"""From a file's codes to a module whose weights are their dequantized values."""
+"""From a file to a module: of packed weights, or of floating point ones."""
 
-from collections.abc import Iterable
-from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from quantgolf.blob import read_blob
 from quantgolf.checkpoint import build_model, fill
-from quantgolf.checkpoint.model import module_from_description
-from quantgolf.encode import DTYPES, decode_model
+from quantgolf.checkpoint.model import module_from_description, unwrap
 from quantgolf.errors import QuantGolfError
-from quantgolf.types import BlobHeader, Block, CodedModel, CodedTensor, QTensor
+from quantgolf.runtime.functions import FLOATS
+from quantgolf.runtime.parameter import PackedParameter
+from quantgolf.runtime.place import place
+from quantgolf.runtime.restore import restore
+from quantgolf.types import BlobHeader, CodedModel
 
 
 def load(
-    path: str | Path, model: str | Path | nn.Module | None = None, device: str | torch.device = "cpu"
+    path: str | Path,
+    model: str | Path | nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    *,
+    materialize: bool | None = None,
+    dtype: torch.dtype | None = None,
 ) -> nn.Module:
-    """The module of a compressed file, in evaluation mode, its weights dequantized to fp32.
+    """The module of a compressed file, in evaluation mode.
+
+    Packed, weights stay codes of 2 to 8 bits and are multiplied as they are: by kernels on a GPU, elsewhere by plain
+    torch, slowly, with the same numbers to rounding. `nn.Linear` and `nn.Embedding` become `QuantLinear` and
+    `QuantEmbedding`; other parameters (banks, transposed ones, those of modules with a forward of their own) are
+    replaced by stand-ins that functions of torch take for tensors (`PackedParameter`). Packed weights are buffers, and
+    no parameters. What is used in a way that codes cannot be used is unpacked at each such call, with a warning.
+    `torch.compile(fullgraph=True)` takes both; of stand-ins, W @ x where x @ W fits too it refuses (write
+    torch.matmul).
 
     Args:
         path: a file that `quantgolf compress` wrote.
         model: the module to fill, its card, or `path/to/script.py:factory`. Files of the reference family say
             themselves how to build it; a script is never run because a file asks for it.
         device: where the module goes.
+        materialize: True for floating point weights, False for packed ones. None: packed on a CUDA device, floating
+            point elsewhere.
+        dtype: fp32, fp16 or bf16, of parameters in floating point, and of what a packed embedding gives. None: bf16 on
+            a CUDA device, fp32 elsewhere. Buffers keep theirs.
 
     Raises:
         FormatError: the file is damaged or no quantgolf file.
-        QuantGolfError: `model` is missing, or does not match the file.
+        QuantGolfError: `model` is missing or does not match the file, or another dtype is asked for.
     """
+    target = torch.device(device)
+    if dtype is None:
+        dtype = torch.bfloat16 if target.type == "cuda" else torch.float32
+    if dtype not in FLOATS:
+        raise QuantGolfError(f"dtype is {dtype}, expected fp32, fp16 or bf16")
     header, coded = read_blob(Path(path))
-    return module_of(header, coded, model, source=f"file {path}").to(device)
+    source = f"file {path}"
+    if not (target.type != "cuda" if materialize is None else materialize):
+        return place(_bare(header, model, source), coded, source, target, dtype, empty=model is None)
+    module = module_of(header, coded, model, source)
+    for parameter in module.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return module.to(target)
 
 
 def module_of(
     header: BlobHeader, coded: CodedModel, model: str | Path | nn.Module | None = None, source: str = "file"
 ) -> nn.Module:
-    """As `load`, from the parts of a file; `source` names it in messages."""
+    """The module of the parts of a file, on the CPU and in fp32; `source` names it in messages."""
     tensors = restore(coded)
-    if isinstance(model, nn.Module):
-        module = model.eval()
-    elif model is not None:
-        module = build_model(model)
-    elif header.model is not None:
-        # A forged description could ask for any size: nothing is allocated before its shapes are those of the file.
-        with torch.device("meta"):
-            module = module_from_description(header.model)
+    module = _bare(header, model, source)
+    if model is None:
         fill(module, tensors, source)
         module = module.to_empty(device="cpu")
-    else:
-        raise QuantGolfError(
-            f"{source} does not say how its module is built, expected the module it was compressed from; "
-            "give --model path/to/script.py:factory"
-        )
-    module = module.float()
     fill(module, tensors, source, share=True)
     return module
 
 
-def restore(coded: CodedModel) -> dict[str, Tensor]:
-    """All tensors of a file by name, tied ones under each of their names, in the checkpoint's shapes.
-
-    Tensors with quantized rows are fp32, as codes define them, their other rows rounded to it (only float64 can
-    lose by that); tensors that were kept whole have the checkpoint's dtype. Codes are decoded and dropped one matrix
-    at a time; levels, which are one stream, are all decoded with the first of them.
-
-    Raises:
-        FormatError: streams that do not fit their tensors.
-    """
-    decoded = decode_model(coded)
-    tensors: dict[str, Tensor] = {}
-    for entry in coded.tensors:
-        whole = _assemble(entry, islice(decoded, len(entry.blocks)))
-        tensors.update(dict.fromkeys((entry.name, *entry.aliases), whole))
-    return tensors
-
-
-def _assemble(entry: CodedTensor, decoded: Iterable[tuple[Block, QTensor | Tensor]]) -> Tensor:
-    """A tensor of its blocks; one that is whole and upright is not copied."""
-    if len(entry.blocks) == 1 and not entry.blocks[0].transposed:
-        ((_, part),) = decoded
-        return _values(part).reshape(entry.shape)
-    quantized = any(block.stored is None for block in entry.blocks)
-    whole = torch.empty(entry.shape, dtype=torch.float32 if quantized else DTYPES[entry.dtype])
-    for place, part in decoded:
-        place.matrix(whole).copy_(_values(part))
-    return whole
-
-
-def _values(part: QTensor | Tensor) -> Tensor:
-    return part.dequantize() if isinstance(part, QTensor) else part
+def _bare(header: BlobHeader, model: str | Path | nn.Module | None, source: str) -> nn.Module:
+    """The module in fp32, before it is filled; without memory where it is the file that describes it."""
+    if isinstance(model, nn.Module):
+        if any(isinstance(part, PackedParameter) for part in model.modules()):
+            raise QuantGolfError(
+                f"the module to fill with {source} holds packed weights already, expected parameters; build another, "
+                "or call quantgolf.materialize(module)"
+            )
+        return unwrap(model).eval().float()
+    if model is not None:
+        return build_model(model).float()
+    if header.model is not None:
+        # A forged description could ask for any size: nothing is allocated before its shapes are those of the file.
+        with torch.device("meta"):
+            return module_from_description(header.model).float()
+    raise QuantGolfError(
+        f"{source} does not say how its module is built, expected the module it was compressed from; "
+        "give --model path/to/script.py:factory"
+    )

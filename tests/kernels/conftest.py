@@ -1,8 +1,6 @@
 """Kernels run under triton's interpreter where there is no GPU, and on the GPU where there is one."""
 
-import json
 import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +8,8 @@ from typing import Any
 
 import pytest
 import torch
+
+from quantgolf_kernels.ahead import compiled
 
 sys.path.insert(0, str(Path(__file__).parent))  # for packed_cases.py
 
@@ -28,18 +28,11 @@ def device() -> torch.device:
 
 @pytest.fixture
 def ahead() -> Callable[[str], list[dict[str, Any]]]:
-    """Compiles what a script launches for sm_90 (see ahead.py) and checks what holds for every kernel: no spills, and
-    no more shared memory than the chip has. The script finds `torch` imported."""
+    """Compiles what a script launches for sm_90 (`quantgolf_kernels.ahead`) and checks what holds for every kernel: no
+    spills, and no more shared memory than the chip has. The script finds `torch` imported."""
 
     def run(script: str) -> list[dict[str, Any]]:
-        environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-        done = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("ahead.py")), script],
-            capture_output=True, text=True, env=environment, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        found: list[dict[str, Any]] = json.loads(done.stdout.splitlines()[-1])
-        assert found, "the script launched no kernel"
+        found = compiled(script)
         for kernel in found:
             assert kernel["local"] == 0, f"{kernel['name']} spills {kernel['local']} bytes"
             assert kernel["shared"] <= MOST_SHARED, f"{kernel['name']} wants {kernel['shared']} bytes of shared memory"

@@ -73,13 +73,13 @@ def test_what_does_not_fit_is_refused_before_anything_runs() -> None:
     ):
         with pytest.raises(ValueError, match=said):
             matmul(x, packed)
-    with pytest.raises(ValueError, match="tokens are torch.float32"):
+    with pytest.raises(ValueError, match=r"tokens are torch\.float32"):
         lookup(torch.ones(2), packed)
-    with pytest.raises(ValueError, match="torch.float64 is asked for"):
+    with pytest.raises(ValueError, match=r"torch\.float64 is asked for"):
         lookup(torch.ones(2, dtype=torch.int64), packed, torch.float64)
     with pytest.raises(IndexError, match="tokens reach from -1 to 5, expected 0 to 4"):
         lookup(torch.tensor([5, -1]), packed)
-    with pytest.raises(ValueError, match="weights were asked for in torch.int8"):
+    with pytest.raises(ValueError, match=r"weights were asked for in torch\.int8"):
         weights(packed, torch.int8)
 
 
