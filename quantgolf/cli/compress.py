@@ -71,7 +71,9 @@ def compress_verb(
     offload: learn.OffloadOption = False,
     memory: learn.MemoryOption = None,
     seed: inputs.SeedOption = 0,
-    device: inputs.DeviceOption = "cpu",
+    device: Annotated[
+        str, typer.Option("--device", help="Where the model runs and is solved: cpu, cuda, cuda:1, …")
+    ] = "cpu",
     rank_timeout: learn.RankTimeoutOption = learn.RANK_TIMEOUT,
     overwrite: inputs.OverwriteOption = False,
     json: inputs.JsonOption = False,
@@ -125,6 +127,7 @@ def compress_verb(
             )
         unknown, settings = None, learning.settings()
         if stats is not None:
+            learn.open_on(source, device)
             calibration, settings, corpus, judged, more = judging.stored(
                 stats, source, call, learning, checkpoint, report
             )

@@ -122,7 +122,9 @@ def stored(folder: Path, source: Checkpoint, call: typer.Context) -> tuple[Calib
     Raises:
         QuantGolfError: they are of another, or an option was given that they have decided already.
     """
-    sources = {name: call.get_parameter_source(name) for name in DECIDED}
+    # A verb that solves does so on --device.
+    decided = [name for name in DECIDED if name != "device" or "solver" not in call.params]
+    sources = {name: call.get_parameter_source(name) for name in decided}
     given = [name for name, origin in sources.items() if origin is not None and origin.name == "COMMANDLINE"]
     if given:
         options = ", ".join("--" + name.replace("_", "-") for name in given)

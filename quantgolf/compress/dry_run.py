@@ -1,5 +1,5 @@
 """What compressing would give and take, in seconds: bytes from some rows of every matrix, time from one batch and one
-small solve of every width of Hessian, memory from what is known to be held."""
+small solve of every width of Hessian, on a GPU of one batch of every shape, memory from what is known to be held."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -18,8 +18,10 @@ from quantgolf.compress.look import look
 from quantgolf.compress.matrices import NOTHING_TO_QUANTIZE, Matrices, choose
 from quantgolf.compress.memory import available_bytes, resident_bytes
 from quantgolf.compress.offload import plan_groups
+from quantgolf.compress.place import Place
 from quantgolf.compress.refuse import uniform
 from quantgolf.compress.rehearse import held_sizes, rehearse, solver_bytes, statistics_bytes
+from quantgolf.compress.rehearse_gpu import gpu_seconds
 from quantgolf.compress.slope import useful_bytes
 from quantgolf.compress.slope_budget import NEXT_TO_NOTHING
 from quantgolf.compress.targets import Wish
@@ -46,7 +48,7 @@ class DryRun:
         file_bytes: of the file that would be written.
         smallest_bytes: of the smallest file there can be; with one slope it is surely larger, by less than as much.
         bpw: bits of the file per number of the checkpoint.
-        memory_bytes: peak of the process.
+        memory_bytes: peak of the process, and of its GPU together where the model is on one.
         available_bytes: what it takes now, and what programs can still take of the machine.
         calibrate_seconds, solve_seconds: on this machine; the second with the guard.
         batches, tokens: of calibration.
@@ -133,7 +135,8 @@ def dry_run(
     statistics = statistics_bytes(kept)
     calibrating_bytes = rehearsal.activation_bytes + statistics // (1 if len(batches) > 1 else 2)
     # Statistics in memory stay there while matrices are solved; their sums over a part of the text are gone.
-    solving_bytes = solver_bytes(kept) + int(SOLVES * plan.predicted_bytes)
+    threads = torch.get_num_threads() if solver == "slope" and not matrices.place.batched else 1
+    solving_bytes = solver_bytes(kept, threads) + int(SOLVES * plan.predicted_bytes)
     solving_bytes += statistics // 2 if memory is None else 0
     return DryRun(
         file_bytes=plan.predicted_bytes + fixed - code_bytes,
@@ -142,9 +145,8 @@ def dry_run(
         memory_bytes=held + max(calibrating_bytes if memory is None else memory - held, solving_bytes),
         available_bytes=held + available_bytes(),
         calibrate_seconds=calibrating * passes,
-        solve_seconds=_solve_seconds(sizes, solver)
-        + (_across_seconds([n for _, _, *outputs in kept for n in outputs]) if solver == "slope" else 0.0)
-        + (_guard_seconds(sizes, judged * rehearsal.seconds / batch[0].numel()) if judged else 0.0),
+        solve_seconds=_solve_seconds(kept, solver, matrices.place)
+        + (_guard_seconds(kept, judged * rehearsal.seconds / batch[0].numel(), matrices.place) if judged else 0.0),
         passes=passes,
         batches=len(batches),
         tokens=tokens,
@@ -206,10 +208,12 @@ def _products_per_second() -> float:
     return 4 * 2 * 768**3 / (time.monotonic() - started)
 
 
-def _solve_seconds(sizes: Mapping[str, tuple[int, int]], solver: Solver | Literal["slope"]) -> float:
+def _solve_seconds(kept: Sequence[tuple[int, ...]], solver: Solver | Literal["slope"], place: Place) -> float:
     """Time to price all widths and solve those the budget loop asks for, from a few rows of each number of columns."""
-    total = 0.0
-    for columns in {columns for _, columns in sizes.values()}:
+    if place.batched:
+        return gpu_seconds(kept, solver, place, SLOPES, SOLVES)
+    total = _across_seconds([n for _, _, *outputs in kept for n in outputs]) if solver == "slope" else 0.0
+    for columns in {columns for _, columns, *_ in kept}:
         rows = 128
         inputs = torch.randn(2 * columns, columns)
         outputs = torch.eye(rows) if solver == "slope" else None
@@ -217,7 +221,7 @@ def _solve_seconds(sizes: Mapping[str, tuple[int, int]], solver: Solver | Litera
         weight = torch.randn(rows, columns)
         if solver == "slope":
             preparing, solving = _slope_seconds(weight, stats)
-            total += sum(SLOPES * (preparing + n / rows * solving) for n, k in sizes.values() if k == columns)
+            total += sum(SLOPES * (preparing + n / rows * solving) for n, k, *_ in kept if k == columns)
             continue
         started = time.monotonic()
         prepared = prepare(weight, stats, solver, SolveOptions())
@@ -230,7 +234,7 @@ def _solve_seconds(sizes: Mapping[str, tuple[int, int]], solver: Solver | Litera
         started = time.monotonic()
         solve(prepared, 4)
         solving = time.monotonic() - started
-        for n, k in sizes.values():
+        for n, k, *_ in kept:
             if k == columns:
                 total += preparing * (1 + SOLVES) + n / rows * (pricing + SOLVES * solving)
     return total
@@ -246,10 +250,10 @@ def _across_seconds(outputs: Sequence[int]) -> float:
     return total
 
 
-def _guard_seconds(sizes: Mapping[str, tuple[int, int]], passing: float) -> float:
+def _guard_seconds(kept: Sequence[tuple[int, ...]], passing: float, place: Place) -> float:
     """Time to solve one width everywhere, priced as the budget loop is, and to compare two results on text; `passing`
     is that of one forward and backward pass over it."""
-    return _solve_seconds(sizes, "gptq") + FORWARD * 4 * passing  # either result, each beside the float model
+    return _solve_seconds(kept, "gptq", place) + FORWARD * 4 * passing  # either result, each beside the float model
 
 
 def _slope_seconds(weight: Tensor, stats: WeightStats) -> tuple[float, float]:

@@ -1,10 +1,12 @@
 """Which matrices of a checkpoint are quantized, and their values one at a time."""
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 from torch import Tensor
 
 from quantgolf.checkpoint import Checkpoint
+from quantgolf.compress.place import Place
 from quantgolf.encode import matrix_shape
 from quantgolf.errors import QuantGolfError
 from quantgolf.types import Block, Calibration
@@ -33,6 +35,16 @@ class Matrices(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.blocks)
+
+    @cached_property
+    def place(self) -> Place:
+        """Where they are solved."""
+        return Place.of(self.checkpoint.module)
+
+    def there(self, name: str) -> Tensor:
+        """A matrix [N, K] in fp32 where it is solved."""
+        block = self.blocks[name]
+        return block.matrix(self.checkpoint.tensors[block.parameter]).to(self.place.device).float()
 
     def size(self, name: str) -> tuple[int, int]:
         """[N, K] of a matrix."""

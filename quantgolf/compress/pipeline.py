@@ -98,8 +98,11 @@ def compress(
     """Compresses a checkpoint into a limit of bytes, into the smallest file that keeps a promise, or to widths chosen
     by hand.
 
+    Matrices are solved where the checkpoint's module is, on a GPU in batches (see `place`); coding is the CPU's work.
+    A GPU's file is that of the CPU but for ties and the order of sums: another one, as good, to the same limit.
+
     Args:
-        checkpoint: from `open_checkpoint`.
+        checkpoint: from `open_checkpoint`; its module may be on any device.
         text: to calibrate on, or what an earlier `calibrate` returned.
         max_bytes, bpw: limit of the complete file plus `code_bytes`, in bytes or in bits per parameter.
         max_kl, max_dbpb: instead of a limit, what may be lost on held-out text, in bits per byte of it: KL to the

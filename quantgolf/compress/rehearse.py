@@ -52,16 +52,14 @@ def statistics_bytes(sizes: Sequence[tuple[int, ...]]) -> int:
     return sum(2 * FP32 * (rows + columns**2 + sum(n**2 for n in outputs)) for rows, columns, *outputs in sizes)
 
 
-def solver_bytes(sizes: Sequence[tuple[int, ...]]) -> int:
-    """Memory that solving the largest of `held_sizes` takes: the matrix a few times in fp32, and its Hessian, and G
-    where it is kept, a few times in fp64."""
-    return max(
-        (
-            4 * FP32 * rows * columns + 5 * 8 * (columns**2 + sum(n**2 for n in outputs))
-            for rows, columns, *outputs in sizes
-        ),
-        default=0,
+def solver_bytes(sizes: Sequence[tuple[int, ...]], at_once: int = 1) -> int:
+    """Memory that solving the largest of `held_sizes` takes, so many `at_once`: each matrix a few times in fp32, and
+    its Hessian, and G where it is kept, a few times in fp64."""
+    needs = (
+        4 * FP32 * rows * columns + 5 * 8 * (columns**2 + sum(n**2 for n in outputs))
+        for rows, columns, *outputs in sizes
     )
+    return sum(sorted(needs, reverse=True)[:at_once])
 
 
 @contextmanager

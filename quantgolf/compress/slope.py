@@ -1,7 +1,7 @@
 """One slope, asked for bytes, or for a promise: then models are solved at some slopes and none is fitted to bytes.
 
-`slope_solver` solves all matrices at a slope, `slope_size` says what levels will take, `slope_budget` finds the slope,
-`slope_tuned` moves what stays continuous.
+`slope_solver` solves all matrices at a slope, on a GPU `slope_gpu` does, `slope_size` says what levels will take,
+`slope_budget` finds the slope, `slope_tuned` moves what stays continuous.
 """
 
 import math
@@ -16,7 +16,9 @@ from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.matrices import Matrices
 from quantgolf.compress.result import Compressed, Progress, TuneReport, stage
 from quantgolf.compress.slope_budget import NEXT_TO_NOTHING, SlopeFit, power_for
-from quantgolf.compress.slope_solver import Draft, OnSlope, SlopeSolver
+from quantgolf.compress.slope_draft import Draft, OnSlope
+from quantgolf.compress.slope_gpu import GpuSlopeSolver
+from quantgolf.compress.slope_solver import SlopeSolver
 from quantgolf.compress.slope_tuned import TunedFit
 from quantgolf.compress.student import Tuned
 from quantgolf.compress.targets import coarsest
@@ -98,7 +100,8 @@ class OneSlope:
         return None if best is None else files[best]
 
     def _solver(self) -> SlopeSolver:
-        solver = SlopeSolver(self.matrices, self.stats, self.options, self.trellis, self.ranks)
+        way = GpuSlopeSolver if self.matrices.place.batched else SlopeSolver
+        solver = way(self.matrices, self.stats, self.options, self.trellis, self.ranks)
         solver.grids(stage(self.progress, "pricing"))
         return solver
 

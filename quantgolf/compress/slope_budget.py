@@ -7,8 +7,9 @@ that decides is that of a real file.
 
 import math
 
+from quantgolf.compress.slope_draft import Drafts
 from quantgolf.compress.slope_mix import Side, Size, mixed
-from quantgolf.compress.slope_solver import Count, Drafts, SlopeSolver
+from quantgolf.compress.slope_solver import Count, SlopeSolver
 from quantgolf.errors import BudgetError
 
 ROUNDS = 8

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from quantgolf.compress.slope_draft import Draft, Drafts
 from quantgolf.compress.slope_size import bits_by_segment
-from quantgolf.compress.slope_solver import Draft, Drafts, SlopeSolver
+from quantgolf.compress.slope_solver import SlopeSolver
 from quantgolf.encode.diagonals import rolled
 
 ENOUGH = 2e-5  # of the budget: so little left is not worth another encode

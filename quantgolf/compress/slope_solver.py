@@ -3,14 +3,14 @@
 Where errors go across columns alone, rows are independent of each other, and segments of the trellis too, so such
 matrices are cut into parts of whole segments and solved side by side, one thread each; others are solved whole. torch
 itself has one thread meanwhile, because its sums depend on how many it has. Factors of Hessians are kept while they
-fit into `KEPT`; they took 60% of a solve.
+fit into `KEPT`; they took 60% of a solve. On a GPU all this is another way (`slope_gpu`).
 """
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -19,6 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantgolf.compress.matrices import Matrices
+from quantgolf.compress.place import factor_bytes
+from quantgolf.compress.slope_draft import Draft, Drafts, Levels, OnSlope, Solution, narrowed
 from quantgolf.compress.slope_size import (
     Histogram,
     Spreads,
@@ -39,43 +41,9 @@ KEPT = 1 << 28  # bytes of factors that stay in memory: those of 36M weights
 SAMPLED = 8  # one segment of so many is solved to learn how large a file will be
 
 Rows = slice | NDArray[np.int64]
-Levels = NDArray[np.int32] | NDArray[np.int16]
 Value = TypeVar("Value")
 Found = TypeVar("Found")
 Count = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Draft:
-    """A matrix solved on the grid of one slope.
-
-    Attributes:
-        levels: int16, or int32 where they need it, [N, K].
-        exponents: of its steps.
-        damp, retries, dead: of its factor, for the report.
-        diagonal: whether levels are paths of the trellis along diagonals instead of down columns.
-    """
-
-    levels: Levels
-    exponents: Exponents
-    damp: float
-    retries: int
-    dead: int
-    diagonal: bool
-
-
-@dataclass(frozen=True)
-class OnSlope:
-    """A matrix solved on the grid of one slope, and what that costs."""
-
-    levels: Levels
-    exponents: Exponents
-    report: SolveReport
-    diagonal: bool
-
-
-Drafts = dict[str, Draft]
-Solution = dict[str, OnSlope]
 
 
 class SlopeSolver:
@@ -95,30 +63,46 @@ class SlopeSolver:
         self.matrices, self.stats, self.options, self.trellis = matrices, stats, options, trellis
         self.ranks, self.names = ranks or Ranks(), list(matrices)
         self.workers = torch.get_num_threads()
-        self._costs = [float(math.prod(matrices.size(name)) * matrices.size(name)[1]) for name in self.names]
-        owners = self.ranks.divide(self._costs)
-        self._mine = [name for name, owner in zip(self.names, owners, strict=True) if owner == self.ranks.rank]
+        self._jobs = self._divided()
+        self._costs = [sum(self._cost(name) for name in names) for names in self._jobs]
+        owners = zip(self._jobs, self.ranks.divide(self._costs), strict=True)
+        self._mine = [name for names, owner in owners if owner == self.ranks.rank for name in names]
         self._grids: dict[str, Grid] = {}
         self._spreads: Spreads | None = None
         self._feedback: dict[str, Feedback] = {}
 
+    def _divided(self) -> list[list[str]]:
+        """What is solved by one rank at a time: the matrices, one by one."""
+        return [[name] for name in self.names]
+
+    def _cost(self, name: str) -> float:
+        rows, columns = self.matrices.size(name)
+        return float(rows * columns * columns)
+
     def grids(self, progress: Count | None = None) -> dict[str, Grid]:
         """The grid of every matrix; factors that are not kept are made again when they are needed."""
         if not self._grids:
-            room, kept = KEPT, set()
+            room, kept = self._room(), set()
             for name in self._mine:
-                room -= 4 * sum(side**2 for side in self.matrices.size(name))
-                if room >= 0:
+                need = factor_bytes(*self.matrices.size(name))
+                if need <= room:
                     kept.add(name)
+                    room -= need
 
             def work(name: str) -> Grid:
-                grid, feedback = prepare_slope(self.matrices[name], self.stats[name], self.options)
+                grid, feedback = self._prepared(name, self.matrices.there(name))
                 if name in kept:
                     self._feedback[name] = feedback
                 return grid
 
-            self._grids = self.each(work, progress)
+            self._grids = self._there(work, progress)
         return self._grids
+
+    def _room(self) -> int:
+        return KEPT
+
+    def _prepared(self, name: str, weight: Tensor) -> tuple[Grid, Feedback]:
+        return prepare_slope(weight, self.matrices.place.moved(self.stats[name]), self.options)
 
     def solve(self, slope: float, progress: Count | None = None) -> Solution:
         """Every matrix at this slope, and what that costs."""
@@ -126,33 +110,23 @@ class SlopeSolver:
 
     def draft(self, slope: float, progress: Count | None = None) -> Drafts:
         """Every matrix at this slope."""
-        grids = self.grids()
 
-        def cut(name: str) -> list[slice]:
-            rows = self.matrices.size(name)[0]
-            return [slice(0, rows)] if grids[name].diagonal else row_parts(rows, self.trellis)
-
-        def work(name: str, rows: Rows, weight: Tensor, feedback: Feedback) -> Draft:
-            row, column, _ = grids[name].powers(slope)
-            return self._draft(name, slope, self._levels(weight, feedback, row[rows], column), feedback)
+        def work(name: str, rows: Rows, levels: Levels, feedback: Feedback) -> Draft:
+            return self._draft(name, slope, levels, feedback)
 
         def join(name: str, found: Iterator[Draft]) -> Draft:
             parts = list(found)
             return replace(parts[0], levels=np.concatenate([part.levels for part in parts]))
 
-        return self._parts(cut, work, join, progress)
+        return self._parts(slope, False, work, join, progress)
 
     def draft_of(self, name: str, slope: float) -> Draft:
         """One matrix at this slope; all ranks solve it."""
         row, column, _ = self.grids()[name].powers(slope)
         with _threads(self.workers):
             weight, feedback = self._loaded(name)
-            return self._draft(name, slope, self._levels(weight, feedback, row, column), feedback)
-
-    def _levels(self, weight: Tensor, feedback: Feedback, row: NDArray[np.int16], column: NDArray[np.int16]) -> Levels:
-        levels = solve_slope(weight, feedback, row, column, self.trellis, self.options.block_size)
-        largest = max(int(levels.max(initial=0)), -int(levels.min(initial=0)))
-        return levels.astype(np.int16) if largest < 2**15 else levels
+            levels = solve_slope(weight, feedback, row, column, self.trellis, self.options.block_size)
+        return self._draft(name, slope, narrowed(levels), feedback)
 
     def _draft(self, name: str, slope: float, levels: Levels, feedback: Feedback | None) -> Draft:
         grid = self.grids()[name]
@@ -171,43 +145,49 @@ class SlopeSolver:
     def priced(self, drafts: Mapping[str, Draft], progress: Count | None = None) -> Solution:
         """Drafts, or rows of several of them, with what they cost."""
 
-        def work(name: str) -> OnSlope:
+        def lost(name: str) -> float:
             draft = drafts[name]
             steps = draft.exponents.steps()
             assert steps.column is not None
-            error = torch.from_numpy(draft.levels).float()
-            error *= steps.row[:, None] * steps.column
-            error -= self.matrices[name].cpu()
+            weight = self.matrices.there(name)
+            error = torch.from_numpy(draft.levels).to(weight.device).float()
+            error *= steps.row.to(weight.device)[:, None] * steps.column.to(weight.device)
+            error -= weight
+            return self.matrices.place.moved(self.stats[name]).loss(error)
+
+        losses = self._there(lost, progress)
+
+        def work(name: str) -> OnSlope:
+            draft = drafts[name]
             report = SolveReport(
-                name, "slope", bits_of(draft.levels, self.trellis), self.stats[name].loss(error),
-                draft.damp, draft.retries, draft.dead,
-            )  # fmt: skip
+                name, "slope", bits_of(draft.levels, self.trellis), losses[name], draft.damp, draft.retries, draft.dead
+            )
             return OnSlope(draft.levels, draft.exponents, report, draft.diagonal)
 
-        return self.each(work, progress)
+        return self.each(work)
 
     def sampled(self, slope: float) -> tuple[float, Contexts]:
         """Bits of the stream of levels at this slope, and its tables, from one of `SAMPLED` segments of every matrix.
 
         What rows are in it is made up for by what `predicted_bits` says of them and of all.
         """
-        powers = {name: grid.powers(slope) for name, grid in self.grids().items()}
 
-        def work(name: str, rows: Rows, weight: Tensor, feedback: Feedback) -> tuple[Histogram, float]:
-            row, column, spread = powers[name]
-            # Rows that are not solved give no feedback to these, and so all are coded down columns here.
-            factor = feedback.columns
-            levels = solve_rows(weight, factor, row[rows], column, self.trellis, self.options.block_size)
-            more = self.matrices.size(name)[0] / len(weight)
+        def work(name: str, rows: Rows, levels: Levels, feedback: Feedback) -> tuple[Histogram, float]:
+            row, column, spread = self.grids()[name].powers(slope)
+            more = self.matrices.size(name)[0] / levels.shape[1]
             predicted = self._gaussian(_spreads_of(self.grids()[name], rows), slope)
-            return histogram_of(levels, row[rows], column, spread, self.trellis).times(more), predicted * more
+            counted = histogram_of(levels.astype(np.int32, copy=False), row[rows], column, spread, self.trellis)
+            return counted.times(more), predicted * more
 
-        found = self._parts(self._sample, work, lambda name, parts: next(parts), None).values()
+        found = self._parts(slope, True, work, lambda name, parts: next(parts), None).values()
         bits, contexts = Histogram.sum([histogram for histogram, _ in found]).coded(self.trellis)
         return bits * self.predicted_bits(slope) / sum(predicted for _, predicted in found), contexts
 
-    def _sample(self, name: str) -> list[Rows]:
+    def _cut(self, name: str, sample: bool) -> Sequence[Rows]:
+        """The parts a matrix is solved in."""
         rows, restart = self.matrices.size(name)[0], self.trellis.restart
+        if not sample:
+            return [slice(0, rows)] if self.grids()[name].diagonal else row_parts(rows, self.trellis)
         segments = -(-rows // restart)
         taken = -(-segments // SAMPLED)
         chosen = [(2 * at + 1) * segments // (2 * taken) for at in range(taken)]
@@ -225,21 +205,37 @@ class SlopeSolver:
         return float(many @ gaussian_bits(spread, self.trellis))
 
     def each(self, work: Callable[[str], Value], progress: Count | None = None) -> dict[str, Value]:
-        """`work` of every matrix, by name, on all threads and ranks."""
+        """`work` of every matrix on the CPU, by name, on all threads and ranks."""
         return self._spread(lambda pool, names: {name: pool.submit(work, name).result for name in names}, progress)
+
+    def _there(self, work: Callable[[str], Value], progress: Count | None = None) -> dict[str, Value]:
+        """`work` of every matrix where it is solved, by name."""
+        return self.each(work, progress)
 
     def _parts(
         self,
-        cut: Callable[[str], Sequence[Rows]],
-        work: Callable[[str, Rows, Tensor, Feedback], Value],
+        slope: float,
+        sample: bool,
+        work: Callable[[str, Rows, Levels, Feedback], Value],
         join: Callable[[str, Iterator[Value]], Found],
         progress: Count | None,
     ) -> dict[str, Found]:
-        """`join` of what `work` makes of each part of each matrix, given its rows of the weight."""
+        """`join` of what `work` makes of the levels of each part of each matrix at a slope.
+
+        Args:
+            sample: take some rows. Those that are not solved give no feedback to them, and so levels lie down columns
+                then, [K, N] in memory.
+        """
+        grids = self.grids()
 
         def part(name: str, rows: Rows, loaded: Future[tuple[Tensor, Feedback]]) -> Value:
             weight, feedback = loaded.result()
-            return work(name, rows, weight[rows], feedback)
+            row, column, _ = grids[name].powers(slope)
+            powers, options = (row[rows], column), (self.trellis, self.options.block_size)
+            if sample:
+                return work(name, rows, solve_rows(weight[rows], feedback.columns, *powers, *options), feedback)
+            levels = narrowed(solve_slope(weight[rows], feedback, *powers, *options))
+            return work(name, rows, levels, feedback)
 
         def start(pool: Executor, names: list[str]) -> dict[str, Callable[[], Found]]:
             # The pool takes them in this order, so that no part waits for what has not begun. What is loaded lives
@@ -248,7 +244,7 @@ class SlopeSolver:
             started: dict[str, Callable[[], Found]] = {}
             for at, name in enumerate(names):
                 loaded = ahead.pop(0)
-                parts = [pool.submit(part, name, rows, loaded) for rows in cut(name)]
+                parts = [pool.submit(part, name, rows, loaded) for rows in self._cut(name, sample)]
                 if at + self.workers < len(names):
                     ahead.append(pool.submit(self._loaded, names[at + self.workers]))
                 started[name] = _joined(name, parts, join)
@@ -257,20 +253,25 @@ class SlopeSolver:
         return self._spread(start, progress)
 
     def _loaded(self, name: str) -> tuple[Tensor, Feedback]:
-        weight = self.matrices[name]
-        return weight, self._feedback.get(name) or prepare_slope(weight, self.stats[name], self.options)[1]
+        weight = self.matrices.there(name)
+        return weight, self._feedback.get(name) or self._prepared(name, weight)[1]
 
     def _spread(
         self, start: Callable[[Executor, list[str]], Mapping[str, Callable[[], Value]]], progress: Count | None
     ) -> dict[str, Value]:
         """Results by name of what `start` starts in a pool of threads, given this rank's matrices, dearest first."""
-        total = len(self.names)
-        done = None if progress is None else lambda count: progress(min(count, total), total)
-        cost = dict(zip(self.names, self._costs, strict=True))
         with _threads(self.workers) as pool:
-            started = dict(start(pool, sorted(self._mine, key=lambda name: -cost[name])))
-            found = self.ranks.spread(self._costs, lambda job: started.pop(self.names[job])(), done)
-        return dict(zip(self.names, found, strict=True))
+            started = dict(start(pool, sorted(self._mine, key=lambda name: -self._cost(name))))
+            return self._by_job(lambda names: [started.pop(name)() for name in names], progress)
+
+    def _by_job(self, work: Callable[[list[str]], list[Value]], progress: Count | None) -> dict[str, Value]:
+        """Results by name of `work` of the matrices of each job, on all ranks."""
+        total = len(self._jobs)
+        done = None if progress is None else lambda count: progress(min(count, total), total)
+        found = self.ranks.spread(self._costs, lambda job: work(self._jobs[job]), done)
+        pairs = zip(self._jobs, found, strict=True)
+        values = {name: value for names, each in pairs for name, value in zip(names, each, strict=True)}
+        return {name: values[name] for name in self.names}
 
 
 def _spreads_of(grid: Grid, rows: Rows) -> Spreads:

@@ -13,7 +13,7 @@ from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.matrices import Matrices
 from quantgolf.compress.result import Progress, TuneReport, stage
 from quantgolf.compress.slope_budget import SlopeFit
-from quantgolf.compress.slope_solver import Draft, Drafts
+from quantgolf.compress.slope_draft import Draft, Drafts
 from quantgolf.compress.student import Student, Tuned
 from quantgolf.compress.tune import Descent, Tuning, descend, kl_of
 from quantgolf.errors import BudgetError

@@ -118,7 +118,7 @@ def test_offloaded_statistics_lie_on_disk_and_nowhere_afterwards(
     "option",
     [
         ("--data", "prose.txt"), ("--tokenizer", "bytes"), ("--length", 64), ("--tokens", 32_768), ("--seed", 0),
-        ("--context", "dense"), ("--no-bos",), ("--documents", "lines"), ("--offload",), ("--device", "cpu"),
+        ("--context", "dense"), ("--no-bos",), ("--documents", "lines"), ("--offload",),
     ],
 )  # fmt: skip
 def test_what_statistics_have_decided_is_refused_by_name(run: Run, source: list[object], option: tuple[Any]) -> None:
