@@ -6,10 +6,9 @@ from typing import Annotated
 
 import typer
 
-from quantgolf.checkpoint import read_demo
 from quantgolf.cli import inputs, show
 from quantgolf.cli.eval import PackedOption, open_module
-from quantgolf.data import Tokenizer, open_tokenizer
+from quantgolf.data import Tokenizer
 from quantgolf.data.corpus import bos_of
 from quantgolf.data.huggingface import HuggingFaceTokenizer
 from quantgolf.data.tokenizer import ByteTokenizer, SentencePieceTokenizer
@@ -23,12 +22,7 @@ def generate_verb(
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="To write.")] = 64,
     temperature: Annotated[float, typer.Option("--temperature", min=0.0, help="0 takes the likeliest.")] = 0.8,
     model: inputs.ModelOption = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            "--tokenizer", help="SentencePiece .model, tokenizer.json or its folder, .gguf; or the word bytes or demo."
-        ),
-    ] = None,
+    tokenizer: inputs.TokenizerOption = None,
     bos: inputs.BosOption = True,
     length: inputs.LengthOption = 512,
     packed: PackedOption = None,
@@ -80,8 +74,6 @@ def text_of(tokenizer: Tokenizer, tokens: list[int]) -> str:
 
 
 def _tokenizer(file: str, tokenizer: Path | None) -> Tokenizer:
-    if tokenizer == Path(inputs.DEMO) or (tokenizer is None and file == inputs.DEMO):
-        return open_tokenizer(read_demo().tokenizer)
-    if tokenizer is None:
+    if tokenizer is None and file != inputs.DEMO:
         raise QuantGolfError("--tokenizer is missing, expected the tokenizer the model was trained with, or demo")
-    return open_tokenizer(tokenizer)
+    return inputs.named_tokenizer(tokenizer or Path(inputs.DEMO))

@@ -76,7 +76,9 @@ ModelOption = Annotated[
 ]
 TokenizerOption = Annotated[
     Path | None,
-    typer.Option("--tokenizer", help="SentencePiece .model, tokenizer.json or its folder, .gguf; or the word bytes."),
+    typer.Option(
+        "--tokenizer", help="SentencePiece .model, tokenizer.json or its folder, .gguf; or the word bytes or demo."
+    ),
 ]
 DataOption = Annotated[
     list[Path] | None,
@@ -184,9 +186,9 @@ def open_text(
     """The text that --data names: files, or the word demo, which is also meant where `source` is and --data absent; or
     the word self, where `own` is the model to write `max_tokens` of it, in texts of `length` but at most
     `OWN_LENGTH`, so that dense windows run over several."""
-    chosen = None if tokenizer is None else open_tokenizer(tokenizer)
+    chosen = None if tokenizer is None else named_tokenizer(tokenizer)
     if chosen is None and (source == DEMO or data == [Path(DEMO)]):
-        chosen = open_tokenizer(read_demo().tokenizer)
+        chosen = named_tokenizer(Path(DEMO))
     if data == [Path(SELF)]:
         return _own_text(own, chosen, bos, max_tokens, length)
     if data is None and source != DEMO:
@@ -216,6 +218,11 @@ def _own_text(
         own.module, vocab_size=tokenizer.size, bos=tokenizer.bos if bos else None, tokens=max_tokens,
         length=min(length, OWN_LENGTH), seed=own.seed, progress=own.progress,
     )  # fmt: skip
+
+
+def named_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer at a path, or what the words demo and bytes name."""
+    return open_tokenizer(read_demo().tokenizer if path == Path(DEMO) else path)
 
 
 def open_device(name: str) -> torch.device:
