@@ -21,7 +21,7 @@ BLOCK = 32  # rows and columns of a block; errors of its own and of the block be
 ROWS = 32  # targets made at once
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["diagonal", "highest"])
 def far_kernel(rest, side, eta, spread, lower, below, diagonal, highest, N, K, BLOCK: tl.constexpr):
     """Errors of all blocks but the nearest, for the blocks (i, j) with i + j = diagonal and i ≥ highest."""
     batch, high = tl.program_id(1).to(tl.int64), highest + tl.program_id(0)
@@ -57,7 +57,7 @@ def near(factor, errors, at, mask, BLOCK: tl.constexpr):
     return tl.sum(a * tl.load(errors[:, None] + place, mask=inside, other=0.0), 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first", "last"])
 def diagonals_kernel(
     rest, side, eta, spread, lower, below, row, column, ways, states, levels,
     wanted, along, found, targets, distances, words, origins, kinds, first, last, N, K, restart, room,

@@ -54,24 +54,25 @@ def pair_of(word, FROM: tl.constexpr, TO: tl.constexpr, PLANE: tl.constexpr):
 
 
 @triton.jit
-def pair(rows, at, mask, J, magic, PART: tl.constexpr, BITS: tl.constexpr):
+def pair(rows, at, mask, J, magic, PART: tl.constexpr, BITS: tl.constexpr, TO: tl.constexpr):
     """The fields of columns PART · J + at in the lower halves of int32 [N, B], in the upper ones those of the columns
-    P / 2 parts behind; all or-ed with `magic`, which is an argument because a constant would be or-ed apart."""
+    P / 2 parts behind, each times 2^TO; all or-ed with `magic`, which is an argument because a constant would be or-ed
+    apart."""
     PARTS: tl.constexpr = 32 // (BITS & -BITS)
     if BITS == 8:
-        found = pair_of(tl.load(rows + at, mask=mask), 8 * PART, 0, 8) | magic
+        found = pair_of(tl.load(rows + at, mask=mask), 8 * PART, TO, 8) | magic
     elif BITS & 4:
         high = tl.load(rows + ((PART % (PARTS // 8)) * J + at), mask=mask)
-        found = pair_of(high, 4 * (PART // (PARTS // 8)), 0, 4) | magic
+        found = pair_of(high, 4 * (PART // (PARTS // 8)), TO, 4) | magic
         if BITS & 2:
             crumb = tl.load(rows + ((PARTS // 8 + PART % (PARTS // 16)) * J + at), mask=mask)
-            found |= pair_of(crumb, 2 * (PART // (PARTS // 16)), 4, 2)
+            found |= pair_of(crumb, 2 * (PART // (PARTS // 16)), TO + 4, 2)
     else:
         high = tl.load(rows + ((PART % (PARTS // 16)) * J + at), mask=mask)
-        found = pair_of(high, 2 * (PART // (PARTS // 16)), 0, 2) | magic
+        found = pair_of(high, 2 * (PART // (PARTS // 16)), TO, 2) | magic
     if BITS & 1:
         bit = tl.load(rows + ((BITS & 6) * J + at), mask=mask)
-        found |= pair_of(bit, PART, BITS & 6, 1)
+        found |= pair_of(bit, PART, TO + (BITS & 6), 1)
     return found
 
 

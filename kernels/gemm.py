@@ -3,7 +3,7 @@
 The product is taken as weights times transposed activations: Hopper's tensor cores read only their left operand from
 registers, which is where weights are once they are unpacked (+15 to 20% in Triton's own measurements). Words are moved
 to the threads that need them before they are unpacked, weights never. Two fields half a word apart become two numbers
-by one shift and one mask-and-or: each is put under the mantissa of 128 (bf16) or 1024 (fp16), exactly; that constant
+by one shift and one mask-and-or: each is put under the mantissa of 128, exactly; that constant
 and the codes' offset leave the loop as one product with the sum of the activations, which are multiplied by the column
 steps and summed by a small kernel before. Row steps multiply the sums.
 
@@ -21,8 +21,10 @@ from torch import Tensor
 from quantgolf_kernels.field import field, pair
 from quantgolf_kernels.packing import part_columns, parts
 
-BIAS = {torch.bfloat16: 128, torch.float16: 1024}  # of which a field can be the mantissa's end
-MAGIC = {torch.bfloat16: 0x43004300, torch.float16: 0x64006400}  # two of them
+# Two halves of a word that have a field as the end of their mantissa; where the field begins; what it has too much. As
+# little as can be: an activation of 3,000 times 1,024 under fp16 fields cost 0.2% of a result.
+UNDER = {torch.bfloat16: (0x43004300, 0, 128), torch.float16: (0x58005800, 3, 128)}
+UNDER_BYTES = {torch.float16: (0x5C005C00, 2, 256)}  # of 8 bits, which bf16 has no room for
 
 
 @triton.jit
@@ -32,19 +34,33 @@ def as_operand(half, dtype: tl.constexpr):
 
 
 @triton.jit
-def prepare_kernel(x, column, ready, sums, M, K, x_stride, WIDE, BLOCK: tl.constexpr):
-    """Activations times column steps, with zeros where the tiles go beyond them, and the sum of each row."""
+def prepare_kernel(x, column, ready, sums, ROWS, M, K, x_stride, WIDE, BLOCK: tl.constexpr):
+    """Activations times column steps, with zeros where the tiles go beyond them, and the sum of each row
+    and what it is to be multiplied by in the end."""
     m = tl.program_id(0).to(tl.int64)
+    shrink = 1.0
+    if x.dtype.element_ty == tl.float16:  # the product may not fit: a power of two is taken out of the row
+        largest = tl.zeros([BLOCK], tl.float32)
+        for start in range(0, WIDE, BLOCK):
+            k = start + tl.arange(0, BLOCK)
+            inside = k < tl.where(m < M, K, 0)
+            x_k = tl.load(x + m * x_stride + k, mask=inside, other=0.0).to(tl.float32)
+            if column is not None:
+                x_k *= tl.load(column + k, mask=inside, other=0.0)
+            largest = tl.maximum(largest, tl.abs(x_k))
+        exponent = (tl.max(largest, 0).to(tl.int32, bitcast=True) >> 23) & 255
+        shrink = ((127 - tl.maximum(exponent - 141, 0)) << 23).to(tl.float32, bitcast=True)  # all below 2^15 then
     total = tl.zeros([BLOCK], tl.float32)
     for start in range(0, WIDE, BLOCK):
         k = start + tl.arange(0, BLOCK)
         inside = k < tl.where(m < M, K, 0)
         x_k = tl.load(x + m * x_stride + k, mask=inside, other=0.0)
         if column is not None:
-            x_k = (x_k.to(tl.float32) * tl.load(column + k, mask=inside, other=0.0)).to(x.dtype.element_ty)
+            x_k = (x_k.to(tl.float32) * tl.load(column + k, mask=inside, other=0.0) * shrink).to(x.dtype.element_ty)
         tl.store(ready + m * WIDE + k, x_k, mask=k < WIDE)
         total += x_k.to(tl.float32)
     tl.store(sums + m, tl.sum(total, 0))
+    tl.store(sums + ROWS + m, 1.0 / shrink)
 
 
 @triton.jit
@@ -54,10 +70,10 @@ def tile(pointers, mask):
 
 @triton.jit
 def gemm_kernel(
-    x, sums, data, row, outliers, scale, zero, out, M, N, K, J, stride, groups, group_size, magic,
-    BITS: tl.constexpr, OFFSET: tl.constexpr, PAIRS: tl.constexpr, BIAS: tl.constexpr, EVEN: tl.constexpr,
-    MIXED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr,
-    OUTLIERS: tl.constexpr,
+    x, sums, data, row, outliers, scale, zero, out, ROWS, M, N, K, J, stride, groups, group_size, magic,
+    BITS: tl.constexpr, OFFSET: tl.constexpr, PAIRS: tl.constexpr, TO: tl.constexpr, BIAS: tl.constexpr,
+    EVEN: tl.constexpr, MIXED: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr, OUTLIERS: tl.constexpr,
 ):  # fmt: skip
     PARTS: tl.constexpr = 32 // (BITS & -BITS)
     dtype: tl.constexpr = x.dtype.element_ty
@@ -74,7 +90,7 @@ def gemm_kernel(
         if PAIRS:
             for part in tl.static_range(PARTS // 2):
                 mask = None if EVEN else at < J
-                both = pair(rows, at, mask, J, magic, part, BITS)
+                both = pair(rows, at, mask, J, magic, part, BITS, TO)
                 x_k, x_far = tile(x_rows + part * J + at, mask), tile(x_rows + (part + PARTS // 2) * J + at, mask)
                 total = tl.dot(as_operand(both, dtype), tl.trans(x_k), total)
                 total = tl.dot(as_operand(both >> 16, dtype), tl.trans(x_far), total)
@@ -109,6 +125,7 @@ def gemm_kernel(
                 w *= tl.load(scale + n[:, None] * groups + (k // group_size)[None, :], mask=mine, other=0.0)
             # A level can be larger than any fp16, but not 1,024 times.
             total += tl.dot((w * 0.0009765625).to(dtype), tl.trans(x_e), input_precision="ieee") * 1024.0
+    total *= tl.load(sums + ROWS + m)[None, :]
     target = out + m.to(tl.int64)[None, :] * N + n[:, None]
     keep = there[:, None] & (m < M)[None, :]
     if SPLIT > 1:
@@ -137,33 +154,31 @@ def gemm(
     `config` has block_n, block_m, block_k (words), split_k, num_warps and num_stages.
     """
     many, rows, each = x.shape[0], data.shape[0], part_columns(bits, columns)
+    if (
+        x.dtype == torch.float32
+    ):  # tiles are those of 16 bits: fp32 has no tensor cores to fill and needs twice the room
+        config = config | {"block_n": 32, "block_m": 16, "block_k": 16, "num_stages": 1}
     block_n, block_m = config["block_n"], config["block_m"]
     block_k = fit_block(config["block_k"], each, group_size)
     split = min(config["split_k"], triton.cdiv(each, block_k))
     tiles = triton.cdiv(many, block_m)
     ready = torch.empty(tiles * block_m, parts(bits) * each, dtype=x.dtype, device=x.device)
-    sums = torch.empty(tiles * block_m, device=x.device)
+    sums = torch.empty(2, tiles * block_m, device=x.device)
     out = torch.empty(many, rows, dtype=x.dtype, device=x.device)
     partial = torch.empty(split, many, rows, device=x.device) if split > 1 else out
+    wide = ready.shape[1]
     prepare_kernel[(tiles * block_m,)](
-        x,
-        column,
-        ready,
-        sums,
-        many,
-        columns,
-        x.stride(0),
-        ready.shape[1],
-        BLOCK=min(4096, triton.next_power_of_2(ready.shape[1])),
-        num_warps=8,
-    )
-    pairs = scale is None and (x.dtype == torch.float16 or (x.dtype == torch.bfloat16 and bits < 8))
+        x, column, ready, sums, tiles * block_m, many, columns, x.stride(0), wide,
+        BLOCK=min(4096, triton.next_power_of_2(wide)), num_warps=8,
+    )  # fmt: skip
+    found = (UNDER if bits < 8 else UNDER_BYTES).get(x.dtype) if scale is None else None
+    magic, to, bias = found or (0, 0, 0)
     meta: dict[str, Any] = {"num_warps": config["num_warps"], "num_stages": config["num_stages"]}
     gemm_kernel[(triton.cdiv(rows, block_n), tiles, split)](
-        ready, sums, data, row, outliers, scale, zero, partial, many, rows, columns, each, data.stride(0),
-        0 if scale is None else scale.shape[1], group_size or 1,
-        MAGIC.get(x.dtype, 0), BITS=bits, OFFSET=offset, PAIRS=pairs, BIAS=BIAS[x.dtype] if pairs else 0,
-        EVEN=each % block_k == 0, MIXED=bool(group_size) and (group_size % block_k or each % block_k) != 0,
+        ready, sums, data, row, outliers, scale, zero, partial, tiles * block_m, many, rows, columns, each,
+        data.stride(0), 0 if scale is None else scale.shape[1], group_size or 1, magic, BITS=bits, OFFSET=offset,
+        PAIRS=found is not None, TO=to, BIAS=bias, EVEN=each % block_k == 0,
+        MIXED=bool(group_size) and (group_size % block_k or each % block_k) != 0,
         BLOCK_N=block_n, BLOCK_M=block_m, BLOCK_K=block_k, SPLIT=split, OUTLIERS=16, **meta,
     )  # fmt: skip
     if split > 1:

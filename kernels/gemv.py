@@ -5,12 +5,12 @@ zeroed before, and one launch is all: at one token a layer's fixed cost is what 
 speed (about 18 µs of 27 for 4 bits at 8192² on an H100 in public figures). Tensor cores have nothing to do here.
 
 What is left is to make few instructions of a weight, where the compiler's output says (no GPU was at hand) that more
-than three of the logical kind cost more than memory does. A field of a width that is one plane becomes fp32 where it
-stands: one mask-and-or puts it under the mantissa of a power of two, at most 2^12, and neighbouring fields share one
-shift. Of a width with several planes two fields half a word apart are put together at once, under 128 in bf16: the
-upper one is fp32 as it is, with the lower one as noise below 2^-9 of a step, the lower one after a shift. What those
-powers add is taken off at the end with the codes' offsets. Where activations are fp32 or groups have scales each weight
-is made exact instead. Column steps multiply the activations, row steps the sums.
+than three of the logical kind cost more than memory does. Two fields half a word apart are put under 128 in bf16 at
+once, all planes of them: the upper one is fp32 as it is, with the lower one as noise below 2^-9 of a step, the lower
+one after a shift. What is too much is taken off at the end with the codes' offsets; a higher constant would save
+shifts, but one large activation times it would drown the sum (with 2^12 one of 1,000 cost 1% of a row at 4 bits).
+Where activations are fp32 or groups have scales each weight is made exact instead. Column steps multiply the
+activations, row steps the sums.
 """
 
 from typing import Any
@@ -26,25 +26,10 @@ from quantgolf_kernels.packing import part_columns, parts
 UPPER = tl.constexpr(128 + 0x4300 / 65536)  # what the upper of two fields has too much, the lower one's 128 included
 
 
-@triton.constexpr_function
-def place(index: int, plane: int) -> int:
-    """The bit that field `index` of a word is moved to."""
-    lowest = 15 if plane == 8 else 11
-    shared = (23 - plane - lowest) // plane + 1  # fields of a word that fit between there and bit 23
-    return int(23 - plane * shared + plane * (index % shared))
-
-
-@triton.constexpr_function
-def excess(index: int, plane: int) -> int:
-    """What a field at that place has too much."""
-    return int(1 << (23 - place(index, plane)))
-
-
 @triton.jit
-def value(word, INDEX: tl.constexpr, PLANE: tl.constexpr):
-    """Field INDEX of words, fp32, and `excess` more."""
-    at: tl.constexpr = place(INDEX, PLANE)
-    return (moved(word, PLANE * INDEX, at, PLANE) | ((150 - at) << 23)).to(tl.float32, bitcast=True)
+def value(word, INDEX: tl.constexpr):
+    """Byte INDEX of words, fp32, and 256 more."""
+    return (moved(word, 8 * INDEX, 15, 8) | (135 << 23)).to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -106,7 +91,6 @@ def gemv_kernel(
     PARTS: tl.constexpr = 32 // (BITS & -BITS)
     PIECES: tl.constexpr = PARTS // 4 if BITS == 8 else PARTS // 8 if BITS & 4 else PARTS // 16
     CRUMBS: tl.constexpr = PARTS // 16 if BITS & 2 else 1
-    PLANES: tl.constexpr = (BITS >> 3) + (BITS >> 2 & 1) + (BITS >> 1 & 1) + (BITS & 1)
     EXACT: tl.constexpr = x.dtype.element_ty == tl.float32 or scale is not None
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     there = n < N
@@ -132,7 +116,7 @@ def gemv_kernel(
                     x_k = activations(x, column, first + at, None if EVEN else (at < J) & (first + at < K))
                     group = last_n * groups + tl.minimum(first + start, K - 1) // group_size
                     total += exact(high, mid, low, scale, zero, group, OFFSET, BITS, PIECES, CRUMBS, index) * x_k
-            elif PLANES > 1:
+            elif BITS < 8:
                 for index in tl.static_range(PARTS // PIECES // 2):
                     first = (index * PIECES + piece) * J
                     x_k = activations(x, column, first + at, None if EVEN else (at < J) & (first + at < K))
@@ -146,8 +130,8 @@ def gemv_kernel(
                 for index in tl.static_range(PARTS // PIECES):
                     first = (index * PIECES + piece) * J
                     x_k = activations(x, column, first + at, None if EVEN else (at < J) & (first + at < K))
-                    total += value(high, index, BITS) * x_k
-                    taken += x_k * (OFFSET + excess(index, BITS))
+                    total += value(high, index) * x_k
+                    taken += x_k * (OFFSET + 256)
     y = tl.sum(total, 1)
     if not EXACT:
         y -= tl.sum(tl.sum(taken, 1), 0)

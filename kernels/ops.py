@@ -4,6 +4,7 @@ On a GPU they launch Triton's kernels, elsewhere plain torch computes the same. 
 CUDA graph captures them, and a product has a gradient with respect to its activations.
 """
 
+import math
 from functools import cache
 
 import torch
@@ -33,7 +34,7 @@ def matmul(x: Tensor, packed: Packed) -> Tensor:
             f"x is {x.dtype} {list(x.shape)} on {x.device}, expected fp32, fp16 or bf16 [..., {packed.columns}] on "
             f"{packed.data.device}, where the packed weights are"
         )
-    found: Tensor = _matmul(x.reshape(-1, packed.columns), *_flat(packed))
+    found: Tensor = _matmul(x.reshape(math.prod(x.shape[:-1]), packed.columns), *_flat(packed))
     return found.view(*x.shape[:-1], packed.data.shape[0])
 
 
@@ -42,7 +43,7 @@ def lookup(tokens: Tensor, packed: Packed, dtype: torch.dtype = torch.float32) -
 
     Raises:
         ValueError: tokens of another dtype or device, or another dtype asked for. Tokens outside 0 to N - 1 raise
-            IndexError on a CPU; on a GPU they are the caller's to avoid, as in `torch.nn.functional.embedding`.
+            IndexError on a CPU and give rows of NaN on a GPU, which is not stopped to look at them.
     """
     if tokens.dtype not in (torch.int64, torch.int32) or tokens.device != packed.data.device or dtype not in FLOATS:
         raise ValueError(
@@ -131,11 +132,12 @@ def _(
 
 
 def _save(ctx, inputs, output) -> None:  # type: ignore[no-untyped-def]
-    ctx.parts = inputs[1:]
+    ctx.save_for_backward(*inputs[1:7])
+    ctx.numbers = inputs[7:]
 
 
 def _to_activations(ctx, gradient):  # type: ignore[no-untyped-def]
-    return gradient @ _weights(*ctx.parts, gradient.dtype), *[None] * 10
+    return gradient @ _weights(*ctx.saved_tensors, *ctx.numbers, gradient.dtype), *[None] * 10
 
 
 _matmul.register_autograd(_to_activations, setup_context=_save)

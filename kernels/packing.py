@@ -74,6 +74,28 @@ class Packed:
     zero: Tensor | None = None
     group_size: int = 0
 
+    def __post_init__(self) -> None:
+        """Kernels read what this says is there: refuses what is not.
+
+        Raises:
+            ValueError: a tensor of another dtype, shape or device, or that is not contiguous.
+        """
+        rows, bits = self.data.shape[0], self.bits
+        groups = (rows, -(-self.columns // self.group_size)) if self.group_size else (0, 0)
+        wanted = {
+            "data": (torch.int32, (rows, row_words(bits, self.columns))), "row": (torch.float32, (rows,)),
+            "column": (torch.float32, (self.columns,)), "scale": (torch.float32, groups),
+            "zero": (torch.float32, groups),
+        }  # fmt: skip
+        for name, tensor in self.tensors.items():
+            dtype, shape = wanted.get(name, (torch.int32, tuple(tensor.shape)))
+            there = tensor.dtype, tuple(tensor.shape), tensor.device
+            if there != (dtype, shape, self.data.device) or not tensor.is_contiguous():
+                raise ValueError(
+                    f"packed {name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, expected {dtype} "
+                    f"{list(shape)} on {self.data.device}, contiguous; make it with pack()"
+                )
+
     @property
     def shape(self) -> tuple[int, int]:
         """(N, K)."""
@@ -158,7 +180,7 @@ def unpack(packed: Packed) -> Tensor:
         shifts = torch.arange(0, 32, plane, device=stored.device, dtype=torch.int32)[None, :, None, None]
         found += (((stored >> shifts) & ((1 << plane) - 1)) << low).reshape(found.shape)
         at, low = at + pieces * each, low + plane
-    codes = found.reshape(rows, count * each)[:, :columns] - packed.offset
+    codes = found.view(rows, count * each)[:, :columns] - packed.offset
     if packed.outliers is not None:
         where, places, rest = listed(packed.outliers, rows)
         codes[where, places] += rest
@@ -185,7 +207,7 @@ def _planes(fields: Tensor, bits: int) -> Tensor:
             continue
         held = ((padded >> low) & ((1 << plane) - 1)).view(rows, 32 // plane, count * plane // 32, each)
         shifts = torch.arange(0, 32, plane, device=fields.device, dtype=torch.int32)[None, :, None, None]
-        planes.append((held << shifts).sum(1, dtype=torch.int32).view(rows, -1))
+        planes.append((held << shifts).sum(1, dtype=torch.int32).view(rows, count * plane // 32 * each))
         low += plane
     return torch.cat(planes, dim=1)
 
@@ -231,7 +253,7 @@ def _check(
 ) -> None:  # fmt: skip
     if codes.ndim != 2 or codes.dtype not in (torch.int8, torch.uint8, torch.int16, torch.int32):
         raise ValueError(f"codes are {codes.dtype} {list(codes.shape)}, expected int8, uint8, int16 or int32 [N, K]")
-    if bits is not None and bits not in WIDTHS:
+    if bits is not None and (not isinstance(bits, int) or bits not in WIDTHS):
         raise ValueError(f"bits is {bits}, expected {WIDTHS[0]} to {WIDTHS[-1]}")
     rows, columns = codes.shape
     if (group_size > 0) != (scale is not None) or group_size < 0 or group_size % GROUPED:

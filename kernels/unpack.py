@@ -38,7 +38,8 @@ def rows_kernel(
     PARTS: tl.constexpr = 32 // (BITS & -BITS)
     i = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     n = tl.minimum(i, N - 1) if chosen is None else tl.load(chosen + i, mask=i < COUNT, other=0)
-    n = n.to(tl.int64)[:, None]
+    known = ((n >= 0) & (n < N))[:, None]  # a token that is none gives NaN, and reads nothing
+    n = tl.minimum(tl.maximum(n, 0), N - 1).to(tl.int64)[:, None]
     begin = tl.program_id(1) * BLOCK_K
     at = begin + tl.arange(0, BLOCK_K)[None, :]
     rows = data + n * stride
@@ -48,13 +49,13 @@ def rows_kernel(
         mask = (i < COUNT)[:, None] & (at < J) & (k < K)
         code = (field(rows, at, mask, J, part, BITS, 0) - OFFSET).to(tl.float32)
         w = weight_of(code, n, k, mask, row, column, scale, zero, groups, group_size)
-        tl.store(target + k, w.to(out.dtype.element_ty), mask=mask)
+        tl.store(target + k, tl.where(known, w, float("nan")).to(out.dtype.element_ty), mask=mask)
     if outliers is not None:
         # Few are here: one after the other in each row, over what was stored for them.
         tl.debug_barrier()
         count = tl.load(outliers + N)
         first, last = tl.load(outliers + n), tl.load(outliers + n + 1)
-        last = tl.where((i < COUNT)[:, None], last, first)
+        last = tl.where((i < COUNT)[:, None] & known, last, first)
         for entry in range(0, tl.max(tl.max(last - first, 1), 0), OUTLIERS):
             e = first + entry + tl.arange(0, OUTLIERS)[None, :]
             at_e = tl.load(outliers + N + 1 + e, mask=e < last, other=0)

@@ -45,7 +45,7 @@ def peers() -> tuple[list[Peer], list[str]]:
 def _torchao() -> list[Peer]:
     # Its 8-bit form is made to be fused by the compiler, and is slow without. Weights are an argument, so that all
     # copies of a matrix run what was compiled once.
-    fused: Callable[[Tensor, Tensor], Tensor] = torch.compile(_linear, dynamic=False)
+    fused: Callable[[Tensor, Tensor], Tensor] = torch.compile(_linear, dynamic=False, fullgraph=True)
 
     def layer(config: Callable[[Any], Any], multiply: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Layer:
         quantization = import_module("torchao.quantization")

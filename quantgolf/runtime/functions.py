@@ -282,5 +282,11 @@ def look_up(tokens: Tensor, matrix: PackedMatrix, table: StandIn) -> Tensor:
             f"packed table {table.described()} was given tokens {tokens.dtype} on {tokens.device}, expected int64 or "
             f"int32 on {table.device}; move the model or its input"
         )
-    found: Tensor = lookup(tokens, matrix.packed, table.seen().dtype)
+    dtype = table.seen().dtype
+    if dtype not in FLOATS:
+        raise QuantGolfError(
+            f"packed table {table.described()} is to give {dtype}, expected fp32, fp16 or bf16; call "
+            "quantgolf.materialize(module) before other dtypes"
+        )
+    found: Tensor = lookup(tokens, matrix.packed, dtype)
     return found

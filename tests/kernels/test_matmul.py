@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 from quantgolf_kernels.gemm import gemm
 from quantgolf_kernels.gemv import gemv
+from quantgolf_kernels.packing import pack
 
 WIDTHS = range(2, 9)
 GEMV = {"block_n": 4, "block_k": 128, "num_warps": 1, "num_stages": 2}
@@ -81,8 +82,6 @@ def test_a_large_level_fits_fp16_sums(device: torch.device) -> None:
     made = case((4, 64), 4, device)
     codes = torch.zeros(4, 64, dtype=torch.int32, device=device)
     codes[2, 5] = 1 << 20
-    from quantgolf_kernels.packing import pack
-
     packed = pack(codes, torch.full((4,), 2.0**-20, device=device), bits=4)
     x = torch.ones(3, 64, dtype=torch.float16, device=device)
     for rows in (1, 3):
@@ -90,6 +89,32 @@ def test_a_large_level_fits_fp16_sums(device: torch.device) -> None:
         found = kernel(x[:rows], *arguments(packed), packed.bits, packed.offset, 64, 0, config)
         assert found[:, 2].tolist() == [1.0] * rows and not found[:, [0, 1, 3]].any()
     assert made.packed.outliers is None
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6, 8])
+def test_one_large_activation_drowns_nothing(bits: int, device: torch.device) -> None:
+    """Trained models have a few of a thousand times the others; here it meets codes of zero."""
+    codes = torch.randint(-(1 << (bits - 1)), 1 << (bits - 1), (16, 1024), dtype=torch.int32, device=device)
+    codes[:, 5] = 0
+    packed = pack(codes, torch.full((16,), 1e-3, device=device), bits=bits)
+    x = torch.randn(2, 1024, device=device).half()
+    x[:, 5] = 3000
+    wanted = x.double() @ (codes.double() * float(packed.row[0])).T
+    for rows, kernel, config in ((1, gemv, GEMV), (2, gemm, GEMM)):
+        found = kernel(x[:rows], *arguments(packed), packed.bits, packed.offset, 1024, 0, config)
+        assert far(found, wanted[:rows]) < 4e-3
+
+
+def test_activations_times_steps_may_be_more_than_fp16_holds(device: torch.device) -> None:
+    column = torch.ones(64, device=device)
+    column[3] = 9
+    codes = torch.full((4, 64), 5, dtype=torch.int32, device=device)
+    packed = pack(codes, torch.full((4,), 1e-3, device=device), column, bits=4)
+    x = torch.rand(2, 64, device=device).half() + 1
+    x[0, 3] = 20000
+    wanted = x.double() @ (codes.double() * 1e-3 * column.double()).T
+    found = gemm(x, *arguments(packed), packed.bits, packed.offset, 64, 0, GEMM)
+    assert far(found[0], wanted[0]) < 1e-3 and far(found[1], wanted[1]) < 1e-3
 
 
 COMPILE = """

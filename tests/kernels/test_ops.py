@@ -7,7 +7,7 @@ import pytest
 import torch
 from packed_cases import arguments, case, far
 
-from quantgolf_kernels import lookup, matmul, weights
+from quantgolf_kernels import lookup, matmul, pack, weights
 from quantgolf_kernels.packing import Packed
 
 CPU = torch.device("cpu")
@@ -50,6 +50,14 @@ def test_values(dtype: torch.dtype, device: torch.device) -> None:
         assert found.shape == (*shape[:-1], 9) and found.dtype == dtype
         if len(shape) != 2 or shape[0]:
             assert far(found, x.double() @ made.weight.T) < bound
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (4, 0), (0, 0)])
+def test_nothing_times_nothing(shape: tuple[int, int], device: torch.device) -> None:
+    packed = pack(torch.zeros(shape, dtype=torch.int8, device=device), torch.ones(shape[0], device=device))
+    found = matmul(torch.ones(3, shape[1], device=device), packed)
+    assert found.shape == (3, shape[0]) and not found.any()
+    assert weights(packed).shape == shape
 
 
 def test_the_gradient_goes_to_the_activations(device: torch.device) -> None:

@@ -1,5 +1,7 @@
 """Codes into planes and back, for every width and any shape."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -96,6 +98,7 @@ def test_chosen_rows_are_those_rows() -> None:
         ({"column": torch.ones(3, dtype=torch.int32)}, "column is torch.int32"),
         ({"bits": 9}, "bits is 9, expected 2 to 8"),
         ({"bits": 1}, "bits is 1, expected 2 to 8"),
+        ({"bits": 4.0}, "bits is 4.0, expected 2 to 8"),
         ({"group_size": 16}, "group_size is 16 without a scale"),
         ({"scale": torch.ones(2, 1)}, "group_size is 0 with a scale"),
         ({"scale": torch.ones(2, 1), "group_size": 24}, "group_size is 24 with a scale, expected a multiple of 16"),
@@ -108,3 +111,24 @@ def test_what_does_not_fit_is_refused(change: dict[str, object], message: str) -
     given: dict[str, object] = {"codes": torch.zeros(2, 3, dtype=torch.int8), "row": torch.ones(2), **change}
     with pytest.raises(ValueError, match=message):
         pack(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor", "message"),
+    [
+        (
+            "data",
+            torch.zeros(2, 4, dtype=torch.int64),
+            r"packed data is torch.int64 \[2, 4\] on cpu, expected torch.int32",
+        ),
+        ("data", torch.zeros(2, 5, dtype=torch.int32), r"\[2, 5\] on cpu, expected torch.int32 \[2, 4\]"),
+        ("row", torch.ones(2).half(), "packed row is torch.float16"),
+        ("column", torch.ones(6)[::2], "packed column is .* contiguous; make it with pack"),
+        ("column", torch.ones(3, device="meta"), "on meta, expected torch.float32 .* on cpu"),
+    ],
+)
+def test_a_packed_matrix_is_what_kernels_take_it_for(name: str, tensor: torch.Tensor, message: str) -> None:
+    packed = pack(torch.zeros(2, 3, dtype=torch.int8), torch.ones(2), torch.ones(3), bits=4)
+    assert packed.data.shape == (2, 4)
+    with pytest.raises(ValueError, match=message):
+        replace(packed, **{name: tensor})

@@ -203,3 +203,26 @@ unpack_rows(None, data, torch.empty(n), torch.empty(k), None, None, None, bits, 
     for kernel in found:
         if kernel["name"] == "gemm_kernel":
             assert kernel["wgmma"] and not kernel["mma"]
+
+
+@pytest.mark.parametrize("widths", [(2, 4, 8), (3,), (6,), (7,)])
+def test_default_tiles_fit_smaller_gpus(
+    widths: tuple[int, ...],
+    ahead: Callable[[str], list[dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """99 KiB of shared memory is what GPUs of the desktop have; of fp32 and 16 bits."""
+    monkeypatch.setenv(tuning.ENVIRONMENT, str(tuning.FOLDER / "default.json"))
+    found = ahead(f"""
+from quantgolf_kernels.gemm import gemm
+from quantgolf_kernels.packing import row_words
+from quantgolf_kernels.tuning import choose
+for bits in {widths}:
+    for m, dtype in ((16, torch.bfloat16), (64, torch.bfloat16), (64, torch.float32))[: 3 if bits % 2 == 0 else 2]:
+        x, data = torch.empty(m, 4096, dtype=dtype), torch.empty(4096, row_words(bits, 4096), dtype=torch.int32)
+        tile = choose("gemm", x.device, bits, m, 4096, 4096)
+        gemm(x, data, torch.empty(4096), torch.empty(4096), None, None, None, bits, 8, 4096, 0, tile)
+""")
+    products = [kernel for kernel in found if kernel["name"] == "gemm_kernel"]
+    assert len(products) == sum(3 if bits % 2 == 0 else 2 for bits in widths)
+    assert max(kernel["shared"] for kernel in products) <= 99 * 1024

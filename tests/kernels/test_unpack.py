@@ -35,6 +35,12 @@ def test_bits_are_those_of_the_reference(bits: int, shape: tuple[int, int], devi
             assert torch.equal(unpacked(packed, chosen.int(), dtype), wanted[chosen])
 
 
+def test_tokens_that_are_none_give_nan_and_read_nothing(device: torch.device) -> None:
+    packed = case((5, 70), 3, device, outliers=4).packed
+    found = unpacked(packed, torch.tensor([-1, 2, 5, 1 << 40], device=device), torch.float32)
+    assert torch.equal(found[1], weights(packed)[2]) and found[[0, 2, 3]].isnan().all()
+
+
 @pytest.mark.parametrize("zero", [False, True])
 def test_groups(zero: bool, device: torch.device) -> None:
     for bits in (3, 4, 8):
