@@ -15,16 +15,16 @@ def moved(word, FROM: tl.constexpr, TO: tl.constexpr, PLANE: tl.constexpr):
 @triton.jit
 def plane_of(
     rows, at, mask, J, START: tl.constexpr, PART: tl.constexpr, PIECES: tl.constexpr, PLANE: tl.constexpr,
-    TO: tl.constexpr,
+    LOW: tl.constexpr,
 ):  # fmt: skip
     # What the mask leaves out may be anything: a masked field is finite, and the activations there are zeros.
     word = tl.load(rows + ((START + PART % PIECES) * J + at), mask=mask)
-    return moved(word, PLANE * (PART // PIECES), TO, PLANE)
+    return moved(word, PLANE * (PART // PIECES), LOW, PLANE)
 
 
 @triton.jit
-def field(rows, at, mask, J, PART: tl.constexpr, BITS: tl.constexpr, TO: tl.constexpr):
-    """The fields of columns PART · J + at, int32 [N, B], each times 2^TO.
+def field(rows, at, mask, J, PART: tl.constexpr, BITS: tl.constexpr):
+    """The fields of columns PART · J + at, int32 [N, B].
 
     Args:
         rows: where rows begin in the planes, pointers [N, 1].
@@ -34,15 +34,15 @@ def field(rows, at, mask, J, PART: tl.constexpr, BITS: tl.constexpr, TO: tl.cons
     """
     PARTS: tl.constexpr = 32 // (BITS & -BITS)
     if BITS == 8:
-        found = plane_of(rows, at, mask, J, 0, PART, PARTS // 4, 8, TO)
+        found = plane_of(rows, at, mask, J, 0, PART, PARTS // 4, 8, 0)
     elif BITS & 4:
-        found = plane_of(rows, at, mask, J, 0, PART, PARTS // 8, 4, TO)
+        found = plane_of(rows, at, mask, J, 0, PART, PARTS // 8, 4, 0)
         if BITS & 2:
-            found |= plane_of(rows, at, mask, J, PARTS // 8, PART, PARTS // 16, 2, TO + 4)
+            found |= plane_of(rows, at, mask, J, PARTS // 8, PART, PARTS // 16, 2, 4)
     else:
-        found = plane_of(rows, at, mask, J, 0, PART, PARTS // 16, 2, TO)
+        found = plane_of(rows, at, mask, J, 0, PART, PARTS // 16, 2, 0)
     if BITS & 1:
-        found |= plane_of(rows, at, mask, J, BITS & 6, PART, 1, 1, TO + (BITS & 6))
+        found |= plane_of(rows, at, mask, J, BITS & 6, PART, 1, 1, BITS & 6)
     return found
 
 

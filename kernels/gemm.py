@@ -3,9 +3,9 @@
 The product is taken as weights times transposed activations: Hopper's tensor cores read only their left operand from
 registers, which is where weights are once they are unpacked (+15 to 20% in Triton's own measurements). Words are moved
 to the threads that need them before they are unpacked, weights never. Two fields half a word apart become two numbers
-by one shift and one mask-and-or: each is put under the mantissa of 128, exactly; that constant
-and the codes' offset leave the loop as one product with the sum of the activations, which are multiplied by the column
-steps and summed by a small kernel before. Row steps multiply the sums.
+by one shift and one mask-and-or: each is put under the mantissa of 128, exactly; that constant and the codes' offset
+leave the loop as one product with the sum of the activations, which are multiplied by the column steps and summed by a
+small kernel before. Row steps multiply the sums.
 
 Where a matrix has too few rows to fill the chip its columns are split. Parts of sums are fp32 and are added in order
 by a second kernel, so that results are the same from run to run.
@@ -54,9 +54,10 @@ def prepare_kernel(x, column, ready, sums, ROWS, M, K, x_stride, WIDE, BLOCK: tl
     for start in range(0, WIDE, BLOCK):
         k = start + tl.arange(0, BLOCK)
         inside = k < tl.where(m < M, K, 0)
-        x_k = tl.load(x + m * x_stride + k, mask=inside, other=0.0)
+        x_k = tl.load(x + m * x_stride + k, mask=inside, other=0.0).to(tl.float32)
         if column is not None:
-            x_k = (x_k.to(tl.float32) * tl.load(column + k, mask=inside, other=0.0) * shrink).to(x.dtype.element_ty)
+            x_k *= tl.load(column + k, mask=inside, other=0.0)
+        x_k = (x_k * shrink).to(x.dtype.element_ty)
         tl.store(ready + m * WIDE + k, x_k, mask=k < WIDE)
         total += x_k.to(tl.float32)
     tl.store(sums + m, tl.sum(total, 0))
@@ -97,7 +98,7 @@ def gemm_kernel(
         else:
             for part in tl.static_range(PARTS):
                 mask = None if EVEN else at < J
-                w = field(rows, at, mask, J, part, BITS, 0).to(tl.float32)
+                w = field(rows, at, mask, J, part, BITS).to(tl.float32)
                 if scale is not None:
                     spot = part * J + (at if MIXED else block * BLOCK_K + tl.zeros([1, 1], tl.int32))
                     group = last_n[:, None] * groups + tl.minimum(spot, K - 1) // group_size
@@ -151,12 +152,11 @@ def gemm(
 ) -> Tensor:  # fmt: skip
     """y [M, N] = x [M, K] times the transposed matrix; x with contiguous rows, the rest as in `Packed`.
 
-    `config` has block_n, block_m, block_k (words), split_k, num_warps and num_stages.
+    `config` has block_n, block_m, block_k (words), split_k, num_warps and num_stages; for fp32 only split_k and
+    num_warps count, the rest is as small as its registers want.
     """
     many, rows, each = x.shape[0], data.shape[0], part_columns(bits, columns)
-    if (
-        x.dtype == torch.float32
-    ):  # tiles are those of 16 bits: fp32 has no tensor cores to fill and needs twice the room
+    if x.dtype == torch.float32:  # tiles are made for 16 bits and tensor cores, which fp32 does not take
         config = config | {"block_n": 32, "block_m": 16, "block_k": 16, "num_stages": 1}
     block_n, block_m = config["block_n"], config["block_m"]
     block_k = fit_block(config["block_k"], each, group_size)

@@ -47,7 +47,7 @@ def rows_kernel(
     for part in tl.static_range(PARTS):
         k = part * J + at
         mask = (i < COUNT)[:, None] & (at < J) & (k < K)
-        code = (field(rows, at, mask, J, part, BITS, 0) - OFFSET).to(tl.float32)
+        code = (field(rows, at, mask, J, part, BITS) - OFFSET).to(tl.float32)
         w = weight_of(code, n, k, mask, row, column, scale, zero, groups, group_size)
         tl.store(target + k, tl.where(known, w, float("nan")).to(out.dtype.element_ty), mask=mask)
     if outliers is not None:

@@ -23,15 +23,16 @@ class Gpu:
     memory_bytes: int
 
 
-def open_gpu(what: str) -> Gpu:
-    """The current GPU.
+def open_gpu(what: str, device: torch.device | None = None) -> Gpu:
+    """The GPU `device`, or the current one.
 
     Raises:
         QuantGolfError: torch sees none; `what` says what would have been measured.
     """
     if not torch.cuda.is_available():
         raise QuantGolfError(f"{what} is measured on a GPU, expected one that torch sees, and none is here")
-    device = torch.device("cuda", torch.cuda.current_device())
+    if device is None or device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     facts = torch.cuda.get_device_properties(device)
     return Gpu(device, facts.name, facts.L2_cache_size, facts.multi_processor_count, facts.total_memory)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 Layer = Callable[[Tensor], Tensor]
+SHAPES = 4096  # more than are measured in one run
 GROUP = 128  # columns with a scale and a zero in common, at 4 bits
 
 
@@ -44,8 +45,12 @@ def peers() -> tuple[list[Peer], list[str]]:
 
 def _torchao() -> list[Peer]:
     # Its 8-bit form is made to be fused by the compiler, and is slow without. Weights are an argument, so that all
-    # copies of a matrix run what was compiled once.
-    fused: Callable[[Tensor, Tensor], Tensor] = torch.compile(_linear, dynamic=False, fullgraph=True)
+    # copies of a matrix run what was compiled once; every shape is compiled, where by default the ninth would not be.
+    compiled: Callable[[Tensor, Tensor], Tensor] = torch.compile(_linear, dynamic=False, fullgraph=True)
+
+    def fused(x: Tensor, weight: Tensor) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=SHAPES, accumulated_recompile_limit=SHAPES):
+            return compiled(x, weight)
 
     def layer(config: Callable[[Any], Any], multiply: Callable[[Tensor, Tensor], Tensor], weight: Tensor) -> Layer:
         quantization = import_module("torchao.quantization")

@@ -1,4 +1,4 @@
-"""The least time that a product can take on a GPU, and what issue 5 asks of the time that it does take.
+"""The least time that a product can take on a GPU, and the goals for the time that it does take.
 
 Williams, Waterman and Patterson 2009: every byte that has to move does so once, at the speed of a large copy, every
 multiplication at that of a large dense product, and the slower of the two decides. Both speeds are measured in the run
@@ -62,7 +62,7 @@ def operations(m: int, n: int, k: int) -> int:
 def goal(
     op: str, kind: str, bits: int, m: int, n: int, k: int, state: str, one_row: Callable[[], float | None]
 ) -> float | None:
-    """What a case's gain over the bf16 dense product has to be, or None where issue 5 asks nothing.
+    """What a case's gain over the bf16 dense product has to be, or None where there is no goal.
 
     Args:
         op, kind, bits, m, n, k, state: of the case, as in a line of results.

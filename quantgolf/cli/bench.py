@@ -153,7 +153,7 @@ def eval_verb(
     document |= {
         "tokens": len(corpus.tokens), "speed": document["float_seconds"] / document["packed_seconds"],
         "of_float_bytes": document["packed_bytes"] / document["float_bytes"],
-        **conditions(open_gpu("") if target.type == "cuda" else None),
+        **conditions(open_gpu("bench eval", target) if target.type == "cuda" else None),
     }  # fmt: skip
     _kept(document, out)
     if json:
