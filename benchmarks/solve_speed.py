@@ -31,7 +31,8 @@ from quantgolf.errors import QuantGolfError
 from quantgolf.models.golf import Golf, GolfConfig
 from quantgolf.solve import SolveOptions
 from quantgolf.solve.gptq import Factor, factorise, feed_back, feed_back_many
-from quantgolf.solve.grid import searched_steps, top_level
+from quantgolf.solve.grid import Grid, Rounding
+from quantgolf.solve.search import searched_steps
 from quantgolf.solve.slope import Feedback, prepare_slope, solve_slope, solve_slope_many
 from quantgolf.solve.trellis import Trellis
 from quantgolf.types import WeightStats, WeightUse
@@ -137,10 +138,10 @@ def compared(kind: str, device: torch.device, trellis: Trellis) -> float:
     weights = torch.stack([each.weight for each in matrices]).to(device)
     if kind == "scalar":
         factors = [scalar_factor(each) for each in matrices]
-        steps = [searched_steps(m.weight, BITS, f.pivots().float()) for m, f in zip(matrices, factors, strict=True)]
-        top, grids = top_level(BITS), [step.float()[:, None] for step in steps]
-        found = feed_back_many(weights, factors, torch.stack(steps).to(device), top).cpu()
-        own = [feed_back(m.weight, f, s, top, 128) for m, f, s in zip(matrices, factors, steps, strict=True)]
+        roundings = [searched(m.weight, f.pivots().float()) for m, f in zip(matrices, factors, strict=True)]
+        grids = [rounding.step for rounding in roundings]
+        found = feed_back_many(weights, factors, roundings).cpu()
+        own = [feed_back(m.weight, f, r, 128) for m, f, r in zip(matrices, factors, roundings, strict=True)]
     else:
         prepared = [prepare_slope(each.weight, each.stats, SolveOptions()) for each in matrices]
         feedback = [each for _, each in prepared]
@@ -163,6 +164,10 @@ def compared(kind: str, device: torch.device, trellis: Trellis) -> float:
 
 def scalar_factor(matrix: Matrix) -> Factor:
     return factorise(matrix.stats.hessian(), 0.01, True, "w", matrix.weight.device)
+
+
+def searched(weight: Tensor, importance: Tensor) -> Rounding:
+    return Rounding.of(searched_steps(weight, BITS, importance, Grid()), BITS, weight.shape[1])
 
 
 def measured(kind: str, matrices: list[Matrix], trellis: Trellis, repeats: int) -> dict[str, Any]:
@@ -203,19 +208,19 @@ def timed(device: torch.device, jobs: Sequence[Callable[[], None]]) -> float:
 def scalar(group: list[Matrix]) -> tuple[Callable[[], None], Callable[[], None]]:
     """How to prepare matrices of equal shape, and how to solve them: together on a GPU, one by one on a CPU."""
     factors: list[Factor] = []
-    steps: list[Tensor] = []
+    roundings: list[Rounding] = []
 
     def prepare() -> None:
         factors[:] = [scalar_factor(each) for each in group]
         pivots = [factor.pivots().float().to(group[0].weight.device) for factor in factors]
-        steps[:] = [searched_steps(each.weight, BITS, p) for each, p in zip(group, pivots, strict=True)]
+        roundings[:] = [searched(each.weight, p) for each, p in zip(group, pivots, strict=True)]
 
     def solve() -> None:
         if group[0].weight.device.type == "cuda":
-            feed_back_many(torch.stack([each.weight for each in group]), factors, torch.stack(steps), top_level(BITS))
+            feed_back_many(torch.stack([each.weight for each in group]), factors, roundings)
             return
-        for each, factor, step in zip(group, factors, steps, strict=True):
-            feed_back(each.weight, factor, step, top_level(BITS), 128)
+        for each, factor, rounding in zip(group, factors, roundings, strict=True):
+            feed_back(each.weight, factor, rounding, 128)
 
     return prepare, solve
 

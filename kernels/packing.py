@@ -59,7 +59,8 @@ class Packed:
         column: fp32 [K] or None.
         outliers: int32 [N + 1 + 2 E] or None: where each row's entries begin, their E columns, and what is to be added
             to the code that the planes hold.
-        scale, zero: fp32 [N, ⌈K / group_size⌉] or None.
+        scale: fp32 or fp16 [N, ⌈K / group_size⌉] or None.
+        zero: fp32 or int8, as many, or None.
         group_size: neighbouring columns with a scale and a zero in common, a multiple of 16; 0 where there are none.
     """
 
@@ -84,8 +85,8 @@ class Packed:
         groups = (rows, -(-self.columns // self.group_size)) if self.group_size else (0, 0)
         wanted = {
             "data": (torch.int32, (rows, row_words(bits, self.columns))), "row": (torch.float32, (rows,)),
-            "column": (torch.float32, (self.columns,)), "scale": (torch.float32, groups),
-            "zero": (torch.float32, groups),
+            "column": (torch.float32, (self.columns,)),
+            "scale": (_narrow(self.scale, torch.float16), groups), "zero": (_narrow(self.zero, torch.int8), groups),
         }  # fmt: skip
         for name, tensor in self.tensors.items():
             dtype, shape = wanted.get(name, (torch.int32, tuple(tensor.shape)))
@@ -139,7 +140,8 @@ def pack(
         codes: int8, uint8, int16 or int32 [N, K]; with outliers up to ±2^24.
         row: steps of the rows, floating point [N].
         column: factors of the columns, floating point [K].
-        scale, zero: of groups of columns, floating point [N, ⌈K / group_size⌉]; a zero needs a scale.
+        scale, zero: of groups of columns, floating point [N, ⌈K / group_size⌉], a zero int8 as well; a zero needs a
+            scale. Scales of fp16 and zeros of int8 are kept as they are, others become fp32.
         group_size: columns of a group, a multiple of 16.
         bits: 2 to 8; None chooses the width that makes the whole smallest.
 
@@ -160,8 +162,8 @@ def pack(
     row, column = _balanced(row.float(), None if column is None else column.float())
     return Packed(
         _planes(fields, bits), row, bits, offset, columns, column, _listed(rest),
-        None if scale is None else scale.float().contiguous(), None if zero is None else zero.float().contiguous(),
-        group_size,
+        None if scale is None else scale.to(_narrow(scale, torch.float16)).contiguous(),
+        None if zero is None else zero.to(_narrow(zero, torch.int8)).contiguous(), group_size,
     )  # fmt: skip
 
 
@@ -237,6 +239,10 @@ def _listed(rest: Tensor) -> Tensor | None:
     return torch.cat([first.to(torch.int32), places.to(torch.int32), rest[where, places]])
 
 
+def _narrow(tensor: Tensor | None, narrow: torch.dtype) -> torch.dtype:
+    return narrow if tensor is not None and tensor.dtype == narrow else torch.float32
+
+
 def _balanced(row: Tensor, column: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """Steps with the same products, to the bit, and columns about 1, so that activations times columns fit fp16."""
     if column is None or not column.numel() or not row.numel():
@@ -269,7 +275,8 @@ def _check(
     ):  # fmt: skip
         if tensor is None:
             continue
-        if tuple(tensor.shape) != shape or not tensor.is_floating_point() or tensor.device != codes.device:
+        whole = name == "zero" and tensor.dtype == torch.int8
+        if tuple(tensor.shape) != shape or not (tensor.is_floating_point() or whole) or tensor.device != codes.device:
             raise ValueError(
                 f"{name} is {tensor.dtype} {list(tensor.shape)} on {tensor.device}, expected floating point "
                 f"{list(shape)} on {codes.device}, where the codes are"

@@ -10,47 +10,57 @@ from torch import Tensor
 
 
 @torch.library.custom_op("quantgolf::gptq_block", mutates_args=())
-def gptq_block(weight: Tensor, upper: Tensor, step: Tensor, top: int) -> tuple[Tensor, Tensor]:
+def gptq_block(
+    weight: Tensor, upper: Tensor, step: Tensor, zero: Tensor, group: Tensor, lowest: int, highest: int
+) -> tuple[Tensor, Tensor]:
     """Codes and errors of GPTQ in a block of columns, of B matrices of equal shape; computed in fp32.
 
     Args:
         weight: the block's weights after all errors of blocks before, fp32 or fp64 [B, N, C], C at most 128.
         upper: U of (H + damping)⁻¹ = Uᵀ U, its rows and columns that belong to the block, fp32 or fp64 [B, C, C].
-        step: fp32 [B, N], more than 0.
-        top: levels are integers from -top to top, at most 127.
+        step: of G groups of columns, fp32 [B, G, N], more than 0.
+        zero: code of each group that stands for 0, int8 [B, G, N], from `lowest` to `highest`.
+        group: of each column, int32 [B, C], from 0 to G - 1.
+        lowest, highest: codes are integers from one to the other, 0 among them, within int8.
 
     Returns:
-        Codes int8 [B, N, C], and (weight - code · step) / U_jj of each weight as it was when its turn came, in the
-        weight's dtype [B, N, C].
+        Codes int8 [B, N, C], and (weight - (code - zero) · step) / U_jj of each weight as it was when its turn came,
+        in the weight's dtype [B, N, C].
 
     Raises:
         ValueError: other shapes, dtypes or devices, or columns that do not lie side by side.
     """
-    _check_gptq(weight, upper, step, top)
-    rest, size, triangle = weight.float().clone(), step[:, :, None], upper.float()
+    _check_gptq(weight, upper, step, zero, group, lowest, highest)
+    rest, triangle = weight.float().clone(), upper.float()
     codes, errors = torch.empty(weight.shape, dtype=torch.int8, device=weight.device), torch.empty_like(rest)
+    batch = torch.arange(len(weight), device=weight.device)
     for j in range(weight.shape[2]):
+        size, centre = step[batch, group[:, j], :, None], zero[batch, group[:, j], :, None].float()
         now, pivot = rest[:, :, j, None], triangle[:, j, j, None, None]
-        level = (now / size).round().clamp(-top, top)
+        level = (now / size).round().clamp(lowest - centre, highest - centre)
         error = (now - level * size) * (1 / pivot)
-        codes[:, :, j, None], errors[:, :, j, None] = level.to(torch.int8), error
+        codes[:, :, j, None], errors[:, :, j, None] = (level + centre).to(torch.int8), error
         rest[:, :, j + 1 :] -= error * triangle[:, j, None, j + 1 :]
     return codes, errors.to(weight.dtype)
 
 
 @gptq_block.register_fake
-def _(weight: Tensor, upper: Tensor, step: Tensor, top: int) -> tuple[Tensor, Tensor]:
-    _check_gptq(weight, upper, step, top)
+def _(
+    weight: Tensor, upper: Tensor, step: Tensor, zero: Tensor, group: Tensor, lowest: int, highest: int
+) -> tuple[Tensor, Tensor]:
+    _check_gptq(weight, upper, step, zero, group, lowest, highest)
     return weight.new_empty(weight.shape, dtype=torch.int8), weight.new_empty(weight.shape)
 
 
 @gptq_block.register_kernel("cuda")
-def _(weight: Tensor, upper: Tensor, step: Tensor, top: int) -> tuple[Tensor, Tensor]:
+def _(
+    weight: Tensor, upper: Tensor, step: Tensor, zero: Tensor, group: Tensor, lowest: int, highest: int
+) -> tuple[Tensor, Tensor]:
     from quantgolf_kernels.gptq_block import launch_gptq_block
 
-    _check_gptq(weight, upper, step, top)
+    _check_gptq(weight, upper, step, zero, group, lowest, highest)
     with torch.cuda.device(weight.device):
-        return launch_gptq_block(weight, upper, step, top)
+        return launch_gptq_block(weight, upper, step, zero, group, lowest, highest)
 
 
 @torch.library.custom_op("quantgolf::trellis_block", mutates_args=())
@@ -204,18 +214,23 @@ def nearest_levels(targets: Tensor) -> Tensor:
     )
 
 
-def _check_gptq(weight: Tensor, upper: Tensor, step: Tensor, top: int) -> None:
+def _check_gptq(
+    weight: Tensor, upper: Tensor, step: Tensor, zero: Tensor, group: Tensor, lowest: int, highest: int
+) -> None:
     if weight.ndim != 3 or not 1 <= weight.shape[2] <= 128 or weight.stride(2) != 1:
         raise ValueError(
             f"weight is {list(weight.shape)} with strides {list(weight.stride())}, expected [B, N, C] with 1 to 128 "
             "columns side by side"
         )
     batch, rows, columns = weight.shape
+    groups = step.shape[1] if step.ndim == 3 else 1
     _check("weight", weight, weight, (batch, rows, columns), torch.float32, torch.float64)
     _check("upper", upper, weight, (batch, columns, columns), torch.float32, torch.float64)
-    _check("step", step, weight, (batch, rows), torch.float32)
-    if not 1 <= top <= 127:
-        raise ValueError(f"top is {top}, expected 1 to 127")
+    _check("step", step, weight, (batch, groups, rows), torch.float32)
+    _check("zero", zero, weight, (batch, groups, rows), torch.int8)
+    _check("group", group, weight, (batch, columns), torch.int32)
+    if not -128 <= lowest <= 0 <= highest <= 127 or lowest == highest:
+        raise ValueError(f"codes go from {lowest} to {highest}, expected two of -128 to 127 with 0 among them")
 
 
 def _check_trellis(weight: Tensor, upper: Tensor, row: Tensor, column: Tensor, ways: Tensor, restart: int) -> None:

@@ -5,6 +5,21 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class CodedGroups:
+    """How the scales of a block of codes lie in groups of its columns; see `quantgolf.types.Groups`.
+
+    Attributes:
+        size: columns of a group, 1 to K.
+        zeros: whether each group has a zero too: the grid is asymmetric.
+        base: of logarithmic scales, what is to be added to the exponents in the stream; None for fp16 ones.
+    """
+
+    size: int
+    zeros: bool
+    base: int | None
+
+
+@dataclass(frozen=True)
 class CodedBlock:
     """Consecutive rows of a tensor that are coded alike.
 
@@ -16,6 +31,7 @@ class CodedBlock:
         transposed: whether the codes or levels are those of the rows' transpose, [N, K] = [C, rows].
         levels: whether the rows are unclipped levels, which lie in the model's one stream of them.
         diagonal: whether those are coded along the diagonals of [N, K] instead of down its columns.
+        groups: of scales of codes; None where codes have one fp16 step a row.
     """
 
     rows: int
@@ -25,6 +41,7 @@ class CodedBlock:
     transposed: bool = False
     levels: bool = False
     diagonal: bool = False
+    groups: CodedGroups | None = None
 
 
 @dataclass(frozen=True)
@@ -53,12 +70,13 @@ class CodedModel:
 
     Attributes:
         tensors: in the file's order.
-        steps: fp16 steps of the rows of fixed-width codes.
+        steps: fp16 steps of the rows of fixed-width codes, and scales of groups.
         small: values of all rows that are kept as they are.
         exponents: steps of the matrices of levels, in quarter octaves.
         levels: levels of all those matrices.
         states: of the trellis that allows the levels; 0 where there are none.
         restart: rows after which it begins again; 0 where there are no levels.
+        zeros: of groups.
     """
 
     tensors: tuple[CodedTensor, ...]
@@ -68,16 +86,22 @@ class CodedModel:
     levels: bytes = b""
     states: int = 0
     restart: int = 0
+    zeros: bytes = b""
 
     @property
     def has_levels(self) -> bool:
         """Whether any block holds levels."""
         return any(block.levels for tensor in self.tensors for block in tensor.blocks)
 
+    @property
+    def has_groups(self) -> bool:
+        """Whether any block has scales by groups."""
+        return any(block.groups is not None for tensor in self.tensors for block in tensor.blocks)
+
     def streams(self) -> bytes:
         """All streams in the file's order, one after another."""
         codes = [block.codes for tensor in self.tensors for block in tensor.blocks]
-        return b"".join([*codes, self.steps, self.small, self.exponents, self.levels])
+        return b"".join([*codes, self.steps, self.zeros, self.small, self.exponents, self.levels])
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ width of a code, `step` the distance between two neighbouring levels.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -16,14 +16,13 @@ from torch import Tensor
 
 from quantgolf.coded import BlobHeader as BlobHeader
 from quantgolf.coded import CodedBlock as CodedBlock
+from quantgolf.coded import CodedGroups as CodedGroups
 from quantgolf.coded import CodedModel as CodedModel
 from quantgolf.coded import CodedTensor as CodedTensor
-from quantgolf_kernels import dequantize
-
-# The fp32 numbers nearest to 2^(i / 128); part of format version 0, to the bit. None lies closer than 1e-4 of a last
-# place to the middle of two, so that any exp2 good to 1e-11 gives the same ones.
-MANTISSAS = np.exp2(np.arange(128) / 128).astype(np.float32)
-FINE = 32  # parts of a quarter octave
+from quantgolf.steps import Exponents as Exponents
+from quantgolf.steps import Groups as Groups
+from quantgolf.steps import QTensor as QTensor
+from quantgolf.steps import Steps as Steps
 
 ROWS_AT_ONCE = 1 << 22  # numbers of a weight's error that are priced at once
 
@@ -177,66 +176,6 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Steps:
-    """Step of weight (i, j) is row[i] · column[j].
-
-    As stored: row [N] fp16 and no column, which stands for ones; of `Exponents`, row [N] and column [K] fp32.
-    """
-
-    row: Tensor
-    column: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Exponents:
-    """Steps as whole quarter octaves: that of weight (i, j) is about 2^((row[i] + column[j]) / 4).
-
-    Attributes:
-        row: int16 [N].
-        column: int16 [K].
-        spread: standard deviation of the weights, about 2^(spread / 4); only the coder of levels uses it.
-        fine_row, fine_column: int8 [N] and [K], what tuning adds to them in 32nds of a quarter octave; None for
-            zeros. They scale the weights and nothing else: the coder of levels does not look at them.
-    """
-
-    row: Tensor
-    column: Tensor
-    spread: int
-    fine_row: Tensor | None = None
-    fine_column: Tensor | None = None
-
-    def steps(self) -> Steps:
-        """The fp32 steps these stand for, the same bits on every machine; infinite where they overflow."""
-        return Steps(_power(self.row, self.fine_row), _power(self.column, self.fine_column))
-
-
-def _power(exponents: Tensor, fine: Tensor | None) -> Tensor:
-    # NumPy's ldexp rounds once; torch's multiplies by a power of two that may itself underflow.
-    e = FINE * exponents.detach().cpu().numpy().astype(np.int32)
-    if fine is not None:
-        e += fine.detach().cpu().numpy()
-    with np.errstate(over="ignore", under="ignore"):
-        return torch.from_numpy(np.ldexp(MANTISSAS[e & 127], e >> 7))
-
-
-@dataclass(frozen=True)
-class QTensor:
-    """A quantized weight: codes [N, K] times its steps.
-
-    Of `bits` bits the codes are int8 within ±(2^(bits-1) - 1); with `bits` None they are int32 levels, unclipped.
-    """
-
-    codes: Tensor
-    steps: Steps
-    bits: int | None
-
-    def dequantize(self) -> Tensor:
-        """The weight these codes stand for, [N, K] fp32."""
-        weight: Tensor = dequantize(self.codes, self.steps.row, self.steps.column)
-        return weight
-
-
-@dataclass(frozen=True)
 class SolveReport:
     """How one weight was solved. `loss` is the predicted rise in nats per token (`WeightStats.loss`); `bits` the width
     of its codes, or with one slope their entropy."""
@@ -251,12 +190,31 @@ class SolveReport:
 
 
 @dataclass(frozen=True)
+class Choice:
+    """One way to quantize a weight: the width of its codes, and how many columns share a scale (None: all of a row)."""
+
+    bits: int
+    group_size: int | None = None
+
+
+@dataclass(frozen=True)
 class BitPlan:
-    """Width of each weight, with the file bytes and the rise of the loss (nats per token) it should cost."""
+    """Width of each weight, with the file bytes and the rise of the loss (nats per token) it should cost.
+
+    Attributes:
+        bits: of its codes; of no weight with one slope.
+        groups: columns of each weight that share a scale; None for all of a row.
+    """
 
     bits: dict[str, int]
     predicted_bytes: int
     predicted_loss: float
+    groups: dict[str, int | None] = field(default_factory=dict)
+
+    @property
+    def choices(self) -> dict[str, Choice]:
+        """Both together."""
+        return {name: Choice(bits, self.groups.get(name)) for name, bits in self.bits.items()}
 
 
 @dataclass(frozen=True)
@@ -269,6 +227,8 @@ class EvalResult:
         tokens: scored tokens of each document, int64.
         kl: summed KL(reference ‖ model) in nats, float64; None where there was no reference.
         unknown: tokens that are the tokenizer's unknown piece.
+        agree: scored tokens of each document whose likeliest prediction is the reference's, int64; a token that
+            nothing predicts, and both are charged alike, counts. None where there was no reference.
     """
 
     nats: NDArray[np.float64]
@@ -276,6 +236,7 @@ class EvalResult:
     tokens: NDArray[np.int64]
     kl: NDArray[np.float64] | None
     unknown: int
+    agree: NDArray[np.int64] | None = None
 
     @property
     def bpb(self) -> float:
@@ -286,6 +247,24 @@ class EvalResult:
     def kl_bpb(self) -> float | None:
         """KL to the reference in bits per byte of text."""
         return None if self.kl is None else float(self.kl.sum() / math.log(2) / self.bytes.sum())
+
+    @property
+    def top1(self) -> float | None:
+        """Share of the scored tokens whose likeliest prediction is the reference's."""
+        return None if self.agree is None else float(self.agree.sum() / self.tokens.sum())
+
+    @property
+    def worst_document(self) -> int | None:
+        """Which document has the largest KL a byte; one without bytes is none. None where there was no reference."""
+        if self.kl is None or not self.bytes.any():
+            return None
+        return int(np.where(self.bytes > 0, self.kl / np.maximum(self.bytes, 1), -np.inf).argmax())
+
+    @property
+    def worst(self) -> float | None:
+        """KL of that document in bits per byte."""
+        index = self.worst_document
+        return None if index is None or self.kl is None else float(self.kl[index] / math.log(2) / self.bytes[index])
 
 
 @dataclass(frozen=True)

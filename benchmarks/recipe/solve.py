@@ -18,6 +18,7 @@ from torch import Tensor
 from quantgolf.compress.matrices import Matrices
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve.gptq import Factor, factorise, feed_back
+from quantgolf.solve.grid import Rounding
 from quantgolf.types import WeightStats
 
 from .streams import entropy_bytes
@@ -127,7 +128,8 @@ class Solver:
             if known is None:
                 known = factorise(hessian(self.stats[name]), self.recipe.damp, True, name)
                 known = self._factors[name] = replace(known, upper=known.upper.float())
-            codes = feed_back(weight, known, step.float(), self.recipe.top(role), self.recipe.block_size)
+            rounding = Rounding.rows(step, self.recipe.top(role), weight.shape[1])
+            codes = feed_back(weight, known, rounding, self.recipe.block_size)
             return Solved(codes, step)
 
         with ThreadPoolExecutor(torch.get_num_threads()) as pool:

@@ -16,9 +16,9 @@ from quantgolf.blob import pack
 from quantgolf.encode import Entry, Leveled, Quantized, encode_codes, encode_model
 from quantgolf.errors import QuantGolfError
 from quantgolf.models.golf import Golf, GolfConfig
-from quantgolf.solve.grid import absmax_steps, nearest
+from quantgolf.solve.grid import Grid, Rounding, nearest, range_steps
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import Block, Exponents
+from quantgolf.types import Block, Exponents, Steps
 
 CONFIG_36M = GolfConfig(vocab_size=8192, dim=512, layers=11, heads=8, kv_heads=4, mlp_mult=4)
 SLOPE = "slope"
@@ -61,8 +61,10 @@ def random_file(config: GolfConfig, form: str, seed: int = 0) -> bytes:
             part: Leveled | Quantized = _leveled(block, matrix)
         else:
             bits = int(form)
-            step = absmax_steps(matrix, bits)
-            part = Quantized(block, step, bits, encode_codes(nearest(matrix, step, bits).to(torch.int8)))
+            steps = range_steps(matrix, bits, Grid())
+            assert isinstance(steps, Steps)
+            codes = nearest(matrix, Rounding.of(steps, bits, columns))
+            part = Quantized(block, steps.row, bits, encode_codes(codes))
         entries.append(Entry(name, tensor.half(), (part,)))
     coded = encode_model(entries, Trellis(states=1) if form == SLOPE else None)
     return pack(coded, {"family": "golf", "config": config.described()})

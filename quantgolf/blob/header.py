@@ -10,13 +10,16 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
 from quantgolf.encode.dtypes import DTYPES
+from quantgolf.encode.groups import WIDTHS
 from quantgolf.encode.place import rows_and_columns
-from quantgolf.encode.varint import DAMAGED, Cursor, varint
+from quantgolf.encode.varint import DAMAGED, Cursor, signed, varint, zigzag
 from quantgolf.errors import FormatError, QuantGolfError
-from quantgolf.types import CodedBlock, CodedModel, CodedTensor
+from quantgolf.types import CodedBlock, CodedGroups, CodedModel, CodedTensor
 
 DTYPE_NAMES = tuple(DTYPES)
 CUT, LEVELS, DIAGONALS, TRANSPOSED, KEPT = 0x01, 0x09, 0x0A, 0x40, 0x80
+GROUPS, LOGARITHMIC = 0x10, 0x20  # of codes: scales by groups of columns, in fp16 or as logarithms
+GROUPED = frozenset(scales | bits for scales in (GROUPS, LOGARITHMIC) for bits in WIDTHS)
 MAX_NAME_BYTES = 1 << 24
 
 # Part of format version 0, to the byte.
@@ -29,9 +32,11 @@ WORDS = (
 
 
 def write_header(coded: CodedModel, model: dict[str, Any] | None) -> bytes:
-    """Model description, then columns over all tensors: names, shapes, dtypes, storage, cuts, and bytes of each stream.
+    """Model description, then columns over all tensors: names, shapes, dtypes, storage, cuts, groups, and bytes of each
+    stream.
 
-    A model with levels goes on with states and restart of its trellis and the bytes of its exponents and levels.
+    A model with levels goes on with states and restart of its trellis and the bytes of its exponents and levels, and
+    one with groups with the bytes of their zeros.
 
     Raises:
         QuantGolfError: a description JSON cannot hold, or a name UTF-8 cannot.
@@ -39,6 +44,7 @@ def write_header(coded: CodedModel, model: dict[str, Any] | None) -> bytes:
     tensors = coded.tensors
     description = b"" if model is None else _to_json(model)
     lengths = [len(block.codes) for tensor in tensors for block in tensor.blocks if block.bits is not None]
+    groups = [block.groups for tensor in tensors for block in tensor.blocks if block.groups is not None]
     levels = (coded.states, coded.restart, len(coded.exponents), len(coded.levels))
     return b"".join(
         [
@@ -51,8 +57,10 @@ def write_header(coded: CodedModel, model: dict[str, Any] | None) -> bytes:
             bytes(DTYPE_NAMES.index(tensor.dtype) for tensor in tensors),
             bytes(_storage(tensor.blocks[0]) if _is_whole(tensor) else CUT for tensor in tensors),
             *(_write_cut(tensor) for tensor in tensors if not _is_whole(tensor)),
+            *(_write_groups(each) for each in groups),
             *map(varint, (*lengths, len(coded.steps), len(coded.small))),
             *map(varint, levels if coded.has_levels else ()),
+            *map(varint, (len(coded.zeros),) if coded.has_groups else ()),
         ]
     )
 
@@ -78,20 +86,23 @@ def read_header(data: bytes, payload: Cursor) -> tuple[dict[str, Any] | None, Co
     cuts = [
         _read_cut(cursor) if kind == CUT else _whole(kind, shape) for kind, shape in zip(storage, shapes, strict=True)
     ]
+    groups = [[_read_groups(cursor, kind) for kind in kinds] for _, _, kinds in cuts]
     lengths = [[0 if kind >= KEPT or _is_levels(kind) else cursor.varint() for kind in kinds] for _, _, kinds in cuts]
     steps, small = cursor.varint(), cursor.varint()
     leveled = any(_is_levels(kind) for _, _, kinds in cuts for kind in kinds)
     states, restart, exponents, levels = [cursor.varint() if leveled else 0 for _ in range(4)]
+    grouped = any(each is not None for several in groups for each in several)
+    zeros = cursor.varint() if grouped else 0
     cursor.finish()
     tensors = []
-    for (name, others), shape, dtype, (lead, rows, kinds), sizes in zip(
-        named, shapes, dtypes, cuts, lengths, strict=True
+    for (name, others), shape, dtype, (lead, rows, kinds), several, sizes in zip(
+        named, shapes, dtypes, cuts, groups, lengths, strict=True
     ):
-        parts = zip(rows, kinds, sizes, strict=True)
-        blocks = tuple(_block(row, kind, payload.take(size)) for row, kind, size in parts)
+        parts = zip(rows, kinds, several, sizes, strict=True)
+        blocks = tuple(_block(row, kind, each, payload.take(size)) for row, kind, each, size in parts)
         tensors.append(CodedTensor(name, shape, dtype, lead, blocks, others))
-    first, second, third, fourth = (payload.take(size) for size in (steps, small, exponents, levels))
-    return model, CodedModel(tuple(tensors), first, second, third, fourth, states, restart)
+    first, last, second, third, fourth = (payload.take(size) for size in (steps, zeros, small, exponents, levels))
+    return model, CodedModel(tuple(tensors), first, second, third, fourth, states, restart, last)
 
 
 def _front_coded(names: Iterable[str]) -> Iterator[bytes]:
@@ -128,24 +139,40 @@ def _names(cursor: Cursor) -> Iterator[str]:
 
 
 def _storage(block: CodedBlock) -> int:
-    """One byte: the width of the codes, 9 for levels or 10 for those along diagonals, + 64 if transposed; or 128 + the
-    dtype of kept rows."""
+    """One byte: the width of the codes, + 16 with fp16 scales by groups or + 32 with logarithmic ones; or 9 for levels,
+    10 for those along diagonals; + 64 if transposed; or 128 + the dtype of kept rows."""
     if block.stored is not None:
         return KEPT | DTYPE_NAMES.index(block.stored)
     levels = DIAGONALS if block.diagonal else LEVELS
-    return (levels if block.levels else block.bits or 0) | TRANSPOSED * block.transposed
+    scales = 0 if block.groups is None else GROUPS if block.groups.base is None else LOGARITHMIC
+    return (levels if block.levels else block.bits or 0) | scales | TRANSPOSED * block.transposed
 
 
 def _is_levels(kind: int) -> bool:
     return kind & ~TRANSPOSED in (LEVELS, DIAGONALS)
 
 
-def _block(rows: int, kind: int, codes: bytes) -> CodedBlock:
+def _write_groups(groups: CodedGroups) -> bytes:
+    """Twice their size, and 1 more if they have zeros; of logarithmic scales the base."""
+    return varint(2 * groups.size + groups.zeros) + (b"" if groups.base is None else varint(zigzag(groups.base)))
+
+
+def _read_groups(cursor: Cursor, kind: int) -> CodedGroups | None:
+    """The groups of a block with that storage byte."""
+    if kind & ~TRANSPOSED not in GROUPED:
+        return None
+    number = cursor.varint()
+    return CodedGroups(number >> 1, bool(number & 1), signed(cursor.varint()) if kind & LOGARITHMIC else None)
+
+
+def _block(rows: int, kind: int, groups: CodedGroups | None, codes: bytes) -> CodedBlock:
     """The block that has that storage byte."""
     if kind >= KEPT:
         return CodedBlock(rows, _dtype(kind - KEPT), None, codes)
     transposed, what, levels = bool(kind & TRANSPOSED), kind & ~TRANSPOSED, _is_levels(kind)
-    return CodedBlock(rows, None, None if levels else what, codes, transposed, levels, what == DIAGONALS)
+    if groups is not None:
+        what &= ~(GROUPS | LOGARITHMIC)
+    return CodedBlock(rows, None, None if levels else what, codes, transposed, levels, what == DIAGONALS, groups)
 
 
 def _is_whole(tensor: CodedTensor) -> bool:

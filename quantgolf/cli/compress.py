@@ -8,7 +8,7 @@ import typer
 
 from quantgolf.allocate import parse_bits
 from quantgolf.blob import refuse_unwritable
-from quantgolf.cli import inputs, judge, learn, show, written
+from quantgolf.cli import grids, inputs, judge, learn, planned, show, written
 from quantgolf.cli.inputs import Solver, TextOptions
 from quantgolf.cli.judge import Judging
 from quantgolf.cli.learn import Learning
@@ -41,9 +41,15 @@ def compress_verb(
     bits: Annotated[
         str | None, typer.Option("--bits", help="Widths by hand, 'mlp.*=5,attn.*=6,emb=7'; first match wins.")
     ] = None,
+    plan: planned.PlanOption = None,
+    point: planned.PointOption = None,
     solver: Annotated[
         Solver | None, typer.Option("--solver", help="How codes are chosen; default: slope, with --bits gptq.")
     ] = None,
+    group_size: grids.GroupSizeOption = None,
+    asymmetric: grids.AsymmetricOption = None,
+    scales: grids.ScalesOption = None,
+    codec: grids.CodecOption = None,
     states: Annotated[
         int | None, typer.Option("--states", help="slope: states of the trellis quantizer, 1 for none; default: 128.")
     ] = None,
@@ -79,9 +85,15 @@ def compress_verb(
     json: inputs.JsonOption = False,
 ) -> None:
     """Compress a checkpoint into a file within a limit, or into the smallest that keeps a promise."""
+    if plan is not None:
+        counted = sum(size_of(path) for path in code or ())
+        made = planned.Planned(plan, point, out, model, stats, tokens, seed, counted, overwrite, json)
+        made.run(call, checkpoint, text)
+        return
+    if point is not None:
+        raise QuantGolfError("--point names a point of --plan, expected both; add --plan or leave it out")
     rules = None if bits is None else parse_bits(bits)
     wish = Wish(None if max_bytes is None else parse_size(max_bytes), bpw, max_kl, max_dbpb, by_hand=rules is not None)
-    options = SolveOptions(damp, act_order, block_size, across_rows=across_rows)
     code_bytes = sum(size_of(path) for path in code or ())
     notes: tuple[str, ...] = ()
     if solver is None:
@@ -96,6 +108,9 @@ def compress_verb(
     trellis = Trellis() if states is None else Trellis(states)
     if solver is Solver.slope and rules is not None:
         raise QuantGolfError("--solver slope has no widths, expected a limit or a promise; leave --bits out")
+    limited = max_bytes is not None or bpw is not None
+    asked = grids.Asked.of(solver, rules is not None, limited, group_size, asymmetric, scales, codec)
+    options = SolveOptions(damp, act_order, block_size, across_rows=across_rows, grid=asked.grid)
     steps = tune_steps
     if solver is not Solver.slope or wish.promise is not None:
         if tune_steps:
@@ -115,7 +130,10 @@ def compress_verb(
     source = inputs.open_source(checkpoint, model)
     limit = wish.limit(source.parameters)
     if limit is not None and not dry:
-        refuse_unreachable(source, limit, rules=rules, solver=solver.value, code_bytes=code_bytes, length=text.length)
+        refuse_unreachable(
+            source, limit, rules=rules, solver=solver.value, code_bytes=code_bytes, length=text.length, options=options,
+            group_sizes=asked.group_sizes, codec=asked.codec.value,
+        )  # fmt: skip
     if rules is not None and stats is None:
         refuse_idle_rules(source, rules, text.length)
     with ExitStack() as stack:
@@ -139,7 +157,8 @@ def compress_verb(
                 predicted = dry_run(
                     source, corpus, learning.batches(corpus), max_bytes=limit, rules=rules, solver=solver.value,
                     code_bytes=code_bytes, length=text.length, memory=learning.limit(),
-                    judged=0 if judged is None or guard is False else len(judged.text.tokens),
+                    judged=0 if judged is None or guard is False else len(judged.text.tokens), options=options,
+                    group_sizes=asked.group_sizes, codec=asked.codec.value,
                 )  # fmt: skip
             elif offload and out is not None:
                 folder = stack.enter_context(learn.beside(out, ranks))
@@ -151,7 +170,7 @@ def compress_verb(
                 source, calibration, max_bytes=wish.max_bytes, bpw=bpw, max_kl=max_kl, max_dbpb=max_dbpb, rules=rules,
                 solver=solver.value, options=options, trellis=trellis, code_bytes=code_bytes, held_out=judged,
                 guard=guard if judged is not None else False, tuning=judging.tuning(corpus, judged, tune_seconds),
-                ranks=ranks, progress=report,
+                ranks=ranks, progress=report, group_sizes=asked.group_sizes, codec=asked.codec.value,
             )  # fmt: skip
     if not ranks.writes:
         return

@@ -122,27 +122,36 @@ def rows_of(coded: CodedModel, file_bytes: int, losses: Mapping[str, float]) -> 
                 "dtype": tensor.dtype,
                 "aliases": list(tensor.aliases),
                 "bits": "levels" if block.levels else block.bits,
+                "groups": None if block.groups is None else {
+                    "size": block.groups.size, "zeros": block.groups.zeros,
+                    "scales": "fp16" if block.groups.base is None else "log",
+                },
                 "stored": block.stored,
                 "code_bytes": cost.codes,
                 "step_bytes": cost.steps,
+                "zero_bytes": cost.zeros,
                 "small_bytes": cost.small,
-                "share": (cost.codes + cost.steps + cost.small) / file_bytes,
+                "share": cost.total / file_bytes,
                 "loss": losses.get(name),
-            }
+            }  # fmt: skip
     return rows
 
 
 def print_table(document: dict[str, Any], weighted: bool) -> None:
     console = show.console(False)
-    columns = ["tensor", "shape", "bits", "codes", "steps", "kept", "share"] + ["loss, nats/token"] * weighted
+    grouped = any(t["groups"] for t in document["tensors"].values())
+    columns = ["tensor", "shape", "bits", *["groups"] * grouped, "codes", "steps", *["zeros"] * grouped, "kept"]
+    columns += ["share", *["loss, nats/token"] * weighted]
     rows = []
     for name, t in document["tensors"].items():
         row = [
             name,
             "×".join(map(str, t["shape"])),
             str(t["bits"] or t["stored"]),
+            *[_groups(t)] * grouped,
             f"{t['code_bytes']:,.0f}",
             f"{t['step_bytes']:,.0f}",
+            *[f"{t['zero_bytes']:,.0f}"] * grouped,
             f"{t['small_bytes']:,.0f}",
             f"{t['share']:.2%}",
         ]
@@ -157,3 +166,11 @@ def print_table(document: dict[str, Any], weighted: bool) -> None:
     )
     if not weighted:
         console.print("for each weight's error add --reference CKPT with its --model, --tokenizer and --data")
+
+
+def _groups(row: dict[str, Any]) -> str:
+    """Columns of a group, and what it has: `64, log scales and zeros`; nothing where there is a step a row."""
+    if row["groups"] is None:
+        return ""
+    groups = row["groups"]
+    return f"{groups['size']}, {groups['scales']} scales{' and zeros' * groups['zeros']}"

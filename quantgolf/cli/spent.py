@@ -2,29 +2,12 @@
 
 from rich.table import Table
 
-from quantgolf.blob.container import DIGEST_BYTES
 from quantgolf.cli import show
-from quantgolf.types import CodedModel
+from quantgolf.sweep.spending import kinds_of as by_kind
+
+__all__ = ["by_kind", "side_share", "table"]
 
 PAYLOAD = ("levels", "codes")
-
-
-def by_kind(coded: CodedModel, file_bytes: int, code_bytes: int = 0) -> dict[str, int]:
-    """Bytes of a file by kind, in its order, and those of the code that counts with it; together all that counts.
-
-    Tables of frequencies count with what they code, the magic and the version with the header.
-    """
-    found = {
-        "levels": len(coded.levels),
-        "codes": sum(len(block.codes) for tensor in coded.tensors for block in tensor.blocks),
-        "exponents": len(coded.exponents),
-        "steps": len(coded.steps),
-        "small tensors": len(coded.small),
-        "header": file_bytes - len(coded.streams()) - DIGEST_BYTES,
-        "checksum": DIGEST_BYTES,
-        "code": code_bytes,
-    }
-    return {kind: count for kind, count in found.items() if count}
 
 
 def side_share(kinds: dict[str, int]) -> float:

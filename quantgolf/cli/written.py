@@ -31,20 +31,30 @@ def summary(result: Compressed, out: Path, wish: Wish, limit: int | None) -> dic
         "predicted_loss": result.plan.predicted_loss,
         "kept": result.kept,
         "weights": {
-            name: {"bits": report.bits, "loss": report.loss, "damp": report.damp, "retries": report.retries,
-                   "dead_columns": report.dead_columns}
+            name: {"bits": report.bits, **grid_of(result, name), "loss": report.loss, "damp": report.damp,
+                   "retries": report.retries, "dead_columns": report.dead_columns}
             for name, report in result.reports.items()
         },
     }  # fmt: skip
 
 
+def grid_of(result: Compressed, name: str) -> dict[str, Any]:
+    """Columns of a weight that share a scale, "row" for all of them; nothing with one slope, which has other steps."""
+    if name not in result.plan.groups:
+        return {}
+    return {"group_size": result.plan.groups[name] or "row"}
+
+
 def print_summary(document: dict[str, Any]) -> None:
     console = show.console(False)
+    grouped = any(w.get("group_size", "row") != "row" for w in document["weights"].values())
     rows = [
-        (name, f"{w['bits']:.4g}", f"{w['loss']:.2e}", f"{w['damp']:g}", str(w["retries"]), str(w["dead_columns"]))
+        (name, f"{w['bits']:.4g}", *([str(w.get("group_size", "row"))] * grouped), f"{w['loss']:.2e}", f"{w['damp']:g}",
+         str(w["retries"]), str(w["dead_columns"]))
         for name, w in document["weights"].items()
-    ]
-    columns = ("weight", "bits", "loss, nats/token", "damp", "retries", "dead columns")
+    ]  # fmt: skip
+    groups = ["columns a scale"] * grouped
+    columns = ("weight", "bits", *groups, "loss, nats/token", "damp", "retries", "dead columns")
     console.print(show.table(None, columns, rows))
     for name, why in document["kept"].items():
         console.print(f"kept unquantized: {name}, because {why}")

@@ -6,7 +6,7 @@ from quantgolf.blob import VERSION, pack
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.candidates import Candidates
 from quantgolf.encode import Entry, Quantized, encode_model
-from quantgolf.types import BlobHeader, CodedModel
+from quantgolf.types import BlobHeader, Choice, CodedModel
 
 
 class Assembly:
@@ -16,20 +16,19 @@ class Assembly:
         self.checkpoint, self.candidates = checkpoint, candidates
         self.header = BlobHeader(VERSION, checkpoint.description)
 
-    def coded(self, bits: Mapping[str, int]) -> CodedModel:
-        """The coded model of a plan, matrix → width; what has no width is kept as it is."""
+    def coded(self, choices: Mapping[str, Choice]) -> CodedModel:
+        """The coded model of a plan, matrix → choice; what has none is kept as it is."""
         blocks = self.candidates.matrices.blocks
         inside: dict[str, list[Quantized]] = {}
-        for name, solved in self.candidates.solve(bits).items():
-            coded = Quantized(blocks[name], solved.row, bits[name], solved.codes)
+        for name, solved in self.candidates.solve(choices).items():
+            coded = Quantized(blocks[name], solved.steps, choices[name].bits, solved.codes)
             inside.setdefault(blocks[name].parameter, []).append(coded)
-        return encode_model(
-            [
-                Entry(name, tensor, tuple(inside.get(name, ())), self.checkpoint.aliases.get(name, ()))
-                for name, tensor in self.checkpoint.tensors.items()
-            ]
-        )
+        entries = [
+            Entry(name, tensor, tuple(inside.get(name, ())), self.checkpoint.aliases.get(name, ()))
+            for name, tensor in self.checkpoint.tensors.items()
+        ]
+        return encode_model(entries, codec=self.candidates.codec)
 
-    def file(self, bits: Mapping[str, int]) -> bytes:
+    def file(self, choices: Mapping[str, Choice]) -> bytes:
         """The complete file of a plan."""
-        return pack(self.coded(bits), self.header.model)
+        return pack(self.coded(choices), self.header.model)

@@ -6,35 +6,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from quantgolf.allocate import Cost, allocate, plan_of, widths_by_hand
+from quantgolf.allocate import allocate, plan_of, widths_by_hand
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.assembly import Assembly
 from quantgolf.compress.candidates import Candidates
+from quantgolf.compress.fixed import largest_group, sizes_of
 from quantgolf.compress.look import look
 from quantgolf.compress.matrices import NOTHING_TO_QUANTIZE, Matrices, choose
 from quantgolf.compress.memory import available_bytes, resident_bytes
 from quantgolf.compress.offload import plan_groups
 from quantgolf.compress.place import Place
-from quantgolf.compress.refuse import uniform
 from quantgolf.compress.rehearse import held_sizes, rehearse, solver_bytes, statistics_bytes
 from quantgolf.compress.rehearse_gpu import gpu_seconds
+from quantgolf.compress.sampled import sampled_costs
 from quantgolf.compress.slope import useful_bytes
 from quantgolf.compress.slope_budget import NEXT_TO_NOTHING
 from quantgolf.compress.targets import Wish
 from quantgolf.data import Corpus
-from quantgolf.encode import coded_bytes
+from quantgolf.encode import Codec
 from quantgolf.errors import BudgetError, QuantGolfError
 from quantgolf.solve import WIDTHS, SolveOptions, Solver, predict, prepare, solve
 from quantgolf.solve.gptq import factorise
 from quantgolf.solve.slope import prepare_slope, solve_slope
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import BitPlan, WeightStats, WeightUse
+from quantgolf.types import BitPlan, Choice, WeightStats, WeightUse
 
-SAMPLE = 24  # rows of a matrix that stand for all of it
 SLOPES = 4  # slopes that are solved, the first of them for its steps alone, on the demo and the golf model
 FORWARD = 1 / 3  # of a forward and backward pass
 SOLVES = 1.5  # widths of a matrix that the budget loop solves, on the demo and the golf model
@@ -79,6 +78,9 @@ def dry_run(
     length: int = 512,
     memory: int | None = None,
     judged: int = 0,
+    options: SolveOptions | None = None,
+    group_sizes: Sequence[int | None] | None = None,
+    codec: Codec = "auto",
 ) -> DryRun:
     """Predicts bytes, memory and time of `compress` after `calibrate`, both with the same arguments.
 
@@ -88,6 +90,7 @@ def dry_run(
         length: tokens the model sees at once.
         memory: limit of the process; None for all statistics at once.
         judged: tokens of held-out text that the guard compares on; 0 without a guard.
+        options, group_sizes, codec: as `compress`; of the options the grid matters.
 
     Raises:
         BudgetError: the budget is below the smallest file predicted, or that of `rules`.
@@ -108,16 +111,23 @@ def dry_run(
     kept = held_sizes(sizes, seen)
     products = 2 * tokens * sum(k**2 + sum(n**2 for n in outputs) for _, k, *outputs in kept)
     calibrating = rehearsal.seconds * tokens / batch[0].numel() + products / _products_per_second()
-    costs = sampled_costs(matrices)
-    fixed = _fixed_bytes(checkpoint, matrices) + code_bytes
-    smallest = fixed + plan_of(costs, dict.fromkeys(costs, WIDTHS[0])).predicted_bytes
+    options = options or SolveOptions()
+    group_sizes = sizes_of(options, group_sizes)
+    costs = sampled_costs(matrices, options.grid, group_sizes, codec)
+    fixed = _fixed_bytes(checkpoint, matrices, codec) + code_bytes
+    smallest = fixed + sum(min(cost.bytes for cost in choices.values()) for choices in costs.values())
     if solver == "slope":  # levels may take next to nothing, steps half a byte a row and a column
         numbers = sum(rows * columns for rows, columns in sizes.values())
         smallest = fixed + int(NEXT_TO_NOTHING * numbers) // 8
         smallest += sum(rows + columns for rows, columns in sizes.values()) // 2
         least, which = smallest, "next to no bits for the weights"
     elif rules is not None:
-        plan = plan_of(costs, widths_by_hand(rules, matrices))
+        widths = widths_by_hand(rules, matrices)
+        costs = {
+            name: {choice: cost for choice, cost in costs[name].items() if choice.bits == bits}
+            for name, bits in widths.items()
+        }
+        plan = plan_of(costs, {name: Choice(bits, largest_group(group_sizes)) for name, bits in widths.items()})
         least, which = fixed + plan.predicted_bytes, "the widths given"
     else:
         least, which = smallest, f"{WIDTHS[0]} bits everywhere"
@@ -129,7 +139,7 @@ def dry_run(
         )
     if solver == "slope" and max_bytes is not None:
         plan = BitPlan({}, min(max_bytes - fixed, useful_bytes(checkpoint, matrices)), 0.0)
-    elif rules is None and max_bytes is not None:
+    elif max_bytes is not None:
         plan = allocate(costs, max_bytes - fixed)
     passes = 1 if memory is None else len(plan_groups(checkpoint, batches, memory))
     statistics = statistics_bytes(kept)
@@ -145,7 +155,7 @@ def dry_run(
         memory_bytes=held + max(calibrating_bytes if memory is None else memory - held, solving_bytes),
         available_bytes=held + available_bytes(),
         calibrate_seconds=calibrating * passes,
-        solve_seconds=_solve_seconds(kept, solver, matrices.place)
+        solve_seconds=_solve_seconds(kept, solver, matrices.place, options, len(group_sizes))
         + (_guard_seconds(kept, judged * rehearsal.seconds / batch[0].numel(), matrices.place) if judged else 0.0),
         passes=passes,
         batches=len(batches),
@@ -153,40 +163,14 @@ def dry_run(
     )  # fmt: skip
 
 
-def sampled_costs(matrices: Matrices) -> dict[str, dict[int, Cost]]:
-    """Costs of every width from some rows of each matrix, without statistics: all inputs count alike."""
-    step_bytes, costs = bytes_of_step(matrices), {}
-    for name, matrix in matrices.items():
-        rows, columns = matrix.shape
-        sample = matrix[torch.linspace(0, rows - 1, min(rows, SAMPLE)).long()].contiguous()
-        prepared = prepare(sample, uniform(name, len(sample), columns), "gptq_lite", SolveOptions())
-        scale = rows / len(sample)
-        choices = {}
-        for bits in WIDTHS:
-            counts, loss = predict(prepared, bits)
-            coded = coded_bytes((counts * scale).round().astype(counts.dtype))
-            choices[bits] = Cost(coded + int(step_bytes * rows), loss * scale)
-        costs[name] = choices
-    return costs
-
-
-def bytes_of_step(matrices: Matrices) -> float:
-    """Bytes of an fp16 step once coded, taking the largest number of each row for its step: the lower half is noise,
-    the upper one takes its entropy. On the demo that says 1.34 where steps take 1.21 to 1.29."""
-    largest = [matrix.abs().amax(1).half().view(torch.int16) >> 8 for matrix in matrices.values()]
-    counts = np.unique(torch.cat(largest).numpy(), return_counts=True)[1]
-    share = counts / counts.sum()
-    return 1 - float(share @ np.log2(share)) / 8
-
-
-def _fixed_bytes(checkpoint: Checkpoint, matrices: Matrices) -> int:
+def _fixed_bytes(checkpoint: Checkpoint, matrices: Matrices, codec: Codec) -> int:
     """Bytes of a file without the codes and steps: header and everything kept."""
     bare = Matrices(checkpoint, {})
     kept = {name: t for name, t in checkpoint.tensors.items() if name not in _parameters(matrices)}
     names = sum(len(name) for name in checkpoint.tensors) // 4
     if not kept:
         return names
-    candidates = Candidates(bare, {}, "rtn", SolveOptions())
+    candidates = Candidates(bare, {}, "rtn", SolveOptions(), codec=codec)
     return names + len(Assembly(_only(checkpoint, kept), candidates).file({}))
 
 
@@ -208,10 +192,17 @@ def _products_per_second() -> float:
     return 4 * 2 * 768**3 / (time.monotonic() - started)
 
 
-def _solve_seconds(kept: Sequence[tuple[int, ...]], solver: Solver | Literal["slope"], place: Place) -> float:
-    """Time to price all widths and solve those the budget loop asks for, from a few rows of each number of columns."""
+def _solve_seconds(
+    kept: Sequence[tuple[int, ...]],
+    solver: Solver | Literal["slope"],
+    place: Place,
+    options: SolveOptions,
+    priced: int = 1,
+) -> float:
+    """Time to price all widths, `priced` times, and solve those the budget loop asks for, from a few rows of each
+    number of columns."""
     if place.batched:
-        return gpu_seconds(kept, solver, place, SLOPES, SOLVES)
+        return gpu_seconds(kept, solver, place, SLOPES, SOLVES, options, priced)
     total = _across_seconds([n for _, _, *outputs in kept for n in outputs]) if solver == "slope" else 0.0
     for columns in {columns for _, columns, *_ in kept}:
         rows = 128
@@ -224,13 +215,13 @@ def _solve_seconds(kept: Sequence[tuple[int, ...]], solver: Solver | Literal["sl
             total += sum(SLOPES * (preparing + n / rows * solving) for n, k, *_ in kept if k == columns)
             continue
         started = time.monotonic()
-        prepared = prepare(weight, stats, solver, SolveOptions())
+        prepared = prepare(weight, stats, solver, options)
         preparing = time.monotonic() - started
         predict(prepared, WIDTHS[0])  # compiles
         started = time.monotonic()
         for bits in (3, 6):
             predict(prepared, bits)
-        pricing = (time.monotonic() - started) / 2 * len(WIDTHS)
+        pricing = (time.monotonic() - started) / 2 * len(WIDTHS) * priced
         started = time.monotonic()
         solve(prepared, 4)
         solving = time.monotonic() - started
@@ -253,7 +244,9 @@ def _across_seconds(outputs: Sequence[int]) -> float:
 def _guard_seconds(kept: Sequence[tuple[int, ...]], passing: float, place: Place) -> float:
     """Time to solve one width everywhere, priced as the budget loop is, and to compare two results on text; `passing`
     is that of one forward and backward pass over it."""
-    return _solve_seconds(kept, "gptq", place) + FORWARD * 4 * passing  # either result, each beside the float model
+    return (
+        _solve_seconds(kept, "gptq", place, SolveOptions()) + FORWARD * 4 * passing
+    )  # either result, each beside the float model
 
 
 def _slope_seconds(weight: Tensor, stats: WeightStats) -> tuple[float, float]:

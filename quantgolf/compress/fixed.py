@@ -1,7 +1,9 @@
-"""Fixed integer widths: what the allocator, the user, or the same width everywhere chooses, solved once and kept."""
+"""Fixed integer widths, and groups of columns that share a scale: what the allocator, the user, or the same width
+everywhere chooses, solved once and kept."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 
 from quantgolf.allocate import Cost, plan_of, widths_by_hand
@@ -13,10 +15,12 @@ from quantgolf.compress.candidates import Candidates
 from quantgolf.compress.matrices import Matrices
 from quantgolf.compress.result import Compressed, Progress, stage
 from quantgolf.compress.targets import coarsest
-from quantgolf.errors import BudgetError
+from quantgolf.encode import Codec
+from quantgolf.errors import BudgetError, QuantGolfError
 from quantgolf.ranks import Ranks
 from quantgolf.solve import WIDTHS, SolveOptions, Solver
-from quantgolf.types import BitPlan, WeightStats
+from quantgolf.solve.grid import ROWS
+from quantgolf.types import BitPlan, Choice, WeightStats
 
 # Bits that a code coded by its entropy takes below its width, and the fewest that one more bit of width adds: Gaussian
 # rows at the clips that the search finds take 1.6, 2.6, 3.5 and 4.4 bits at widths of 2 to 5.
@@ -38,16 +42,21 @@ class FixedWidths:
         code_bytes: int = 0,
         ranks: Ranks | None = None,
         progress: Progress | None = None,
+        group_sizes: Sequence[int | None] | None = None,
+        codec: Codec = "auto",
     ) -> None:
         self.checkpoint, self.matrices, self.kept, self.solver = checkpoint, matrices, kept, solver
         self.code_bytes, self.progress = code_bytes, progress
-        self.candidates = Candidates(matrices, stats, solver, options, ranks)
+        self.group_sizes = sizes_of(options, group_sizes)
+        plain = self.group_sizes == (None,) and options.grid == ROWS
+        self.candidates = Candidates(matrices, stats, solver, options, ranks, codec, count_scales=not plain)
         self.assembly = Assembly(checkpoint, self.candidates)
 
     @cached_property
-    def costs(self) -> dict[str, dict[int, Cost]]:
-        """Of every width of every matrix, predicted."""
-        return self.candidates.predict(dict.fromkeys(self.matrices, WIDTHS), stage(self.progress, "predicting"))
+    def costs(self) -> dict[str, dict[Choice, Cost]]:
+        """Of every width of every matrix in every size of groups, predicted."""
+        choices = [Choice(bits, size) for size in self.group_sizes for bits in WIDTHS]
+        return self.candidates.predict(dict.fromkeys(self.matrices, choices), stage(self.progress, "predicting"))
 
     def within(self, max_bytes: int) -> Compressed:
         """The widths of the least predicted loss within `max_bytes`, code counted.
@@ -84,20 +93,34 @@ class FixedWidths:
         return None if best is None else tried[best]
 
     def by_hand(self, rules: Sequence[tuple[str, int]], max_bytes: int | None = None) -> Compressed:
-        """Widths by hand, refused where `max_bytes` are too few for them.
+        """Widths by hand, refused where `max_bytes` are too few for them; of several sizes of groups the best choice.
 
         Raises:
             BudgetError: they do not fit.
-            QuantGolfError: as `widths_by_hand`.
+            QuantGolfError: as `widths_by_hand`; several sizes of groups and no limit.
         """
-        chosen = widths_by_hand(rules, self.matrices)
+        widths = widths_by_hand(rules, self.matrices)
+        if max_bytes is None:
+            if len(self.group_sizes) > 1:
+                raise QuantGolfError(
+                    f"--bits gives widths, and of {len(self.group_sizes)} group sizes the best is chosen within a "
+                    "limit, expected one size or a limit; give one --group-size, or --max-bytes"
+                )
+            return self.exactly({name: Choice(bits, self.group_sizes[0]) for name, bits in widths.items()})
+        choices = {name: [Choice(bits, size) for size in self.group_sizes] for name, bits in widths.items()}
+        costs = self.candidates.predict(choices, stage(self.progress, "predicting"))
+        return self._compressed(self._fit(costs, max_bytes))
+
+    def exactly(self, choices: Mapping[str, Choice]) -> Compressed:
+        """Every matrix as it is told."""
         costs = self.candidates.predict(
-            {name: (bits,) for name, bits in chosen.items()}, stage(self.progress, "predicting")
+            {name: (choice,) for name, choice in choices.items()}, stage(self.progress, "predicting")
         )
-        return self._compressed(plan_of(costs, chosen) if max_bytes is None else self._fit(costs, max_bytes))
+        return self._compressed(plan_of(costs, choices))
 
     def uniform(self, max_bytes: int, kept_bytes: int) -> Compressed | None:
-        """The widest width that fits everywhere, without a prediction first; None where the narrowest does not fit.
+        """The widest width that fits everywhere, in the largest groups, without a prediction first; None where the
+        narrowest does not fit.
 
         Args:
             max_bytes: limit of file and code.
@@ -124,28 +147,47 @@ class FixedWidths:
 
     def _everywhere(self, bits: int, max_bytes: int) -> Compressed | None:
         """All matrices at one width, where that fits."""
-        widths = dict.fromkeys(self.matrices, bits)
-        solved = self.candidates.solve(widths, stage(self.progress, "solving for the guard"))
-        found = self._compressed(BitPlan(widths, 0, sum(each.report.loss for each in solved.values())))
+        choices = dict.fromkeys(self.matrices, Choice(bits, largest_group(self.group_sizes)))
+        solved = self.candidates.solve(choices, stage(self.progress, "solving for the guard"))
+        plan = plan_of({name: {choices[name]: Cost(0, each.report.loss)} for name, each in solved.items()}, choices)
+        found = self._compressed(plan)
         return found if self.code_bytes + len(found.data) <= max_bytes else None
 
-    def _fit(self, costs: Mapping[str, Mapping[int, Cost]], max_bytes: int) -> BitPlan:
-        def size_of(bits: Mapping[str, int]) -> int:
-            return self.code_bytes + len(self.assembly.file(bits))
+    def _fit(self, costs: Mapping[str, Mapping[Choice, Cost]], max_bytes: int) -> BitPlan:
+        def size_of(choices: Mapping[str, Choice]) -> int:
+            return self.code_bytes + len(self.assembly.file(choices))
 
         return fit(self.candidates, costs, size_of, max_bytes, stage(self.progress, "solving"))
 
     def _compressed(self, plan: BitPlan) -> Compressed:
-        solved = self.candidates.solve(plan.bits, stage(self.progress, "solving"))
-        coded = self.assembly.coded(plan.bits)
+        solved = self.candidates.solve(plan.choices, stage(self.progress, "solving"))
+        coded = self.assembly.coded(plan.choices)
         data = pack(coded, self.assembly.header.model)
         return Compressed(
             data=data,
             header=self.assembly.header,
             coded=coded,
-            plan=BitPlan(plan.bits, len(data), plan.predicted_loss),
+            plan=replace(plan, predicted_bytes=len(data)),
             reports={name: each.report for name, each in solved.items()},
             kept=self.kept,
             code_bytes=self.code_bytes,
             parameters=self.checkpoint.parameters,
         )
+
+
+def sizes_of(options: SolveOptions, group_sizes: Sequence[int | None] | None) -> tuple[int | None, ...]:
+    """The sizes of groups to choose from, each once; without any that of `options`.
+
+    Raises:
+        QuantGolfError: none, or one that is no size.
+    """
+    if group_sizes is None:
+        return (options.grid.group_size,)
+    if not group_sizes:
+        raise QuantGolfError("there is no group size to choose from, expected at least one, for example (128, None)")
+    return tuple(dict.fromkeys(replace(options.grid, group_size=size).group_size for size in group_sizes))
+
+
+def largest_group(sizes: Sequence[int | None]) -> int | None:
+    """The largest of some sizes of groups; None, which is a row, is larger than all others."""
+    return None if None in sizes else max(size for size in sizes if size is not None)

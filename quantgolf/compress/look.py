@@ -23,6 +23,6 @@ def look(checkpoint: Checkpoint, text: Corpus | None = None, *, length: int = 51
     """
     if text is not None:
         refuse_misfit(checkpoint.module, text, length, losses=True)
-        return survey(checkpoint.module, text.tokens[None, :length])
+        return survey(checkpoint.module, text.tokens[None, :length].long())
     tokens = torch.zeros(1, min(FEW, length), dtype=torch.int64)
     return survey(checkpoint.module, tokens)

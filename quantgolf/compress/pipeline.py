@@ -8,18 +8,17 @@ from torch import Tensor
 
 from quantgolf.calibrate import collect
 from quantgolf.checkpoint import Checkpoint
-from quantgolf.compress.fixed import FixedWidths
 from quantgolf.compress.guard import guarded, judge_on
 from quantgolf.compress.heldout import HeldOut
-from quantgolf.compress.matrices import NOTHING_TO_QUANTIZE, choose
 from quantgolf.compress.promise import divided, keep, refuse_blind, refuse_uncounted, wants_held_out
-from quantgolf.compress.refuse import refuse_unreachable
+from quantgolf.compress.refuse import refuse_idle_grid, refuse_unreachable
 from quantgolf.compress.result import Compressed, Progress
-from quantgolf.compress.slope import OneSlope
 from quantgolf.compress.targets import Wish
 from quantgolf.compress.tune import TOKENS as TUNE_TOKENS
 from quantgolf.compress.tune import Tuning
+from quantgolf.compress.workshop import Workshop
 from quantgolf.data import Context, Corpus, calibration_batches, refuse_misfit
+from quantgolf.encode import Codec
 from quantgolf.errors import QuantGolfError
 from quantgolf.ranks import Ranks
 from quantgolf.solve import SolveOptions, Solver
@@ -94,6 +93,8 @@ def compress(
     tuning: Tuning | Literal[False] | None = None,
     ranks: Ranks | None = None,
     progress: Progress | None = None,
+    group_sizes: Sequence[int | None] | None = None,
+    codec: Codec = "auto",
 ) -> Compressed:
     """Compresses a checkpoint into a limit of bytes, into the smallest file that keeps a promise, or to widths chosen
     by hand.
@@ -110,7 +111,7 @@ def compress(
         rules: widths by hand, pairs (pattern, width) as `parse_bits` returns them, with or without a limit.
         solver: "slope" for steps from one slope, unclipped levels and no widths at all; "rtn", "gptq_lite" or "gptq"
             at fixed widths. None for "slope", and for "gptq" where there are `rules`.
-        options: damping, column order and block size of GPTQ; None for the measured defaults.
+        options: damping, column order, block size and grid of the solvers; None for the measured defaults.
         trellis: of the slope's quantizer; None for 128 states.
         code_bytes: raw bytes of source files that count towards the limit.
         held_out: text that the statistics have not seen, for promises and the guard. None for a part of `text`, which
@@ -121,6 +122,9 @@ def compress(
             `text` where that is a text and some of it is held out; False for none.
         ranks: the processes that share the work; None for this one alone. All of them get the result.
         progress: called with (stage, done, total).
+        group_sizes: several sizes of groups of columns that share a scale, of which the best is chosen for every
+            matrix within the limit; None for the one that `options.grid` says.
+        codec: of codes, scales and small tensors: "rans", "zstd", or "auto" for the smaller of both, stream by stream.
 
     Raises:
         BudgetError: the budget cannot be met; refused before calibration where that can be told without it.
@@ -132,13 +136,19 @@ def compress(
     solver = solver or ("slope" if rules is None else "gptq")
     if rules is not None and solver == "slope":
         raise QuantGolfError("one slope has a budget and no widths, expected max_bytes and no rules; leave --bits out")
+    options = options or SolveOptions()
+    if solver == "slope":
+        refuse_idle_grid(options, group_sizes, codec)
     if isinstance(tuning, Tuning) and (solver != "slope" or limit is None):
         raise QuantGolfError("tuning follows a solve by one slope into a limit, expected solver slope and a limit")
     notes: tuple[str, ...] = ()
     wanted = wants_held_out(wish, guard)
     if not isinstance(text, Calibration):
         if limit is not None:
-            refuse_unreachable(checkpoint, limit, rules=rules, solver=solver, code_bytes=code_bytes)
+            refuse_unreachable(
+                checkpoint, limit, rules=rules, solver=solver, code_bytes=code_bytes, options=options,
+                group_sizes=group_sizes, codec=codec,
+            )  # fmt: skip
         if wanted and held_out is None:
             tokens = TUNE_TOKENS if tuning is None and solver == "slope" and limit is not None else 0
             text, held_out, notes = divided(checkpoint, text, wish, guard, tokens=max(TOKENS, tokens))
@@ -149,17 +159,11 @@ def compress(
         notes = (refuse_blind(wish, guard, BLIND),)
     if held_out is not None:
         refuse_uncounted(wish, held_out.text.counted)
-    matrices, kept = choose(checkpoint, text)
-    if not matrices:
-        raise QuantGolfError(NOTHING_TO_QUANTIZE)
-    options = options or SolveOptions()
-    fixed = FixedWidths(
-        checkpoint, matrices, kept, text.stats, "gptq" if solver == "slope" else solver, options, code_bytes, ranks,
-        progress,
-    )  # fmt: skip
+    shop = Workshop(checkpoint, text, code_bytes=code_bytes, ranks=ranks, progress=progress)
+    fixed = shop.fixed("gptq" if solver == "slope" else solver, options, group_sizes, codec)
     if rules is not None:
         return fixed.by_hand(rules, limit)
-    slope = OneSlope(checkpoint, matrices, kept, text.stats, options, trellis or Trellis(), code_bytes, ranks, progress)
+    slope = shop.slope(options, trellis or Trellis())
 
     def filled(most: int) -> Compressed:
         return fixed.within(most) if solver != "slope" else slope.within(most, tuning or None)

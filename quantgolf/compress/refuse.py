@@ -14,13 +14,15 @@ from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.assembly import Assembly
 from quantgolf.compress.budget import unreachable
 from quantgolf.compress.candidates import Candidates
+from quantgolf.compress.fixed import largest_group, sizes_of
 from quantgolf.compress.look import look
 from quantgolf.compress.matrices import FEWEST_COLUMNS, Matrices, choose
-from quantgolf.encode import Entry, Leveled, encode_model
-from quantgolf.errors import BudgetError
+from quantgolf.encode import Codec, Entry, Leveled, encode_model
+from quantgolf.errors import BudgetError, QuantGolfError
 from quantgolf.solve import WIDTHS, SolveOptions, Solver
+from quantgolf.solve.grid import ROWS
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import Block, Calibration, Exponents, WeightStats, WeightUse
+from quantgolf.types import Block, Calibration, Choice, Exponents, WeightStats, WeightUse
 
 # Without text every input channel counts alike, which moves the clips and with them the size: by up to 2.2% on the
 # demo and the golf model at 2 bits.
@@ -35,13 +37,16 @@ def refuse_unreachable(
     solver: Solver | Literal["slope"] | None = None,
     code_bytes: int = 0,
     length: int = 512,
+    options: SolveOptions | None = None,
+    group_sizes: Sequence[int | None] | None = None,
+    codec: Codec = "auto",
 ) -> None:
     """Refuses a budget that no slope or no widths (or not those of `rules`) can meet, within `MARGIN` of certainty.
 
     What lies within the margin is decided after calibration. Budgets so large that any codes fit cost no time.
 
     Which matrices there are is learned from one forward pass of a few tokens, at most `length`; a parameter that it
-    does not use counts as one matrix.
+    does not use counts as one matrix. Of several sizes of groups the largest make the smallest file.
 
     Raises:
         BudgetError: the smallest file takes more; `nearest` is a size that surely suffices.
@@ -59,7 +64,10 @@ def refuse_unreachable(
         bits = dict.fromkeys(matrices, 0)
     whole = sum(t.nbytes - quantized.get(name, 0) * t.element_size() for name, t in checkpoint.tensors.items())
     packed = sum(rows * columns * bits[name] for name, (rows, columns) in sizes.items()) // 8
-    if max_bytes >= code_bytes + whole + packed + sum(4 * rows for rows, _ in sizes.values()) + 4096:
+    options = options or SolveOptions()
+    options = replace(options, grid=replace(options.grid, group_size=largest_group(sizes_of(options, group_sizes))))
+    scales = sum(rows * -(-columns // options.grid.size(columns)) for rows, columns in sizes.values())
+    if max_bytes >= code_bytes + whole + packed + 4 * scales + 4096:
         return
     if solver == "slope":
         least = code_bytes + least_on_slope(checkpoint, matrices)
@@ -72,9 +80,11 @@ def refuse_unreachable(
     stats = {name: uniform(name, *size) for name, size in sizes.items()}
     # GPTQ chooses its clips as GPTQ-lite does where all columns count alike.
     stand_in: Solver = "rtn" if solver == "rtn" else "gptq_lite"
-    size = len(Assembly(checkpoint, Candidates(matrices, stats, stand_in, SolveOptions())).file(bits))
+    choices = {name: Choice(width, options.grid.group_size) for name, width in bits.items()}
+    candidates = Candidates(matrices, stats, stand_in, options, codec=codec)
+    size = len(Assembly(checkpoint, candidates).file(choices))
     if code_bytes + size * (1 - MARGIN) > max_bytes:
-        raise unreachable(max_bytes, code_bytes + int(size * (1 + MARGIN)), bits)
+        raise unreachable(max_bytes, code_bytes + int(size * (1 + MARGIN)), choices)
 
 
 def least_on_slope(checkpoint: Checkpoint, matrices: Matrices) -> int:
@@ -90,6 +100,24 @@ def least_on_slope(checkpoint: Checkpoint, matrices: Matrices) -> int:
         for name, tensor in checkpoint.tensors.items()
     ]
     return len(pack(encode_model(entries, Trellis()), checkpoint.description))
+
+
+def refuse_idle_grid(options: SolveOptions, group_sizes: Sequence[int | None] | None, codec: Codec) -> None:
+    """Refuses with one slope what only fixed widths have.
+
+    Raises:
+        QuantGolfError: a grid, group sizes or a codec.
+    """
+    if options.grid != ROWS or group_sizes is not None:
+        raise QuantGolfError(
+            "one slope has steps of rows and columns and no other grid, expected none; leave --group-size, "
+            "--asymmetric and --scales out, or take --solver gptq"
+        )
+    if codec != "auto":
+        raise QuantGolfError(
+            f"--codec {codec} is for the codes of fixed widths, and one slope codes its levels by rANS alone; leave it "
+            "out, or take --solver gptq"
+        )
 
 
 def refuse_idle_rules(checkpoint: Checkpoint, rules: Sequence[tuple[str, int]], length: int = 512) -> None:

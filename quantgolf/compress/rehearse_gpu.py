@@ -21,13 +21,20 @@ WIDTH = 4  # that stands for all of them
 
 
 def gpu_seconds(
-    kept: Sequence[tuple[int, ...]], solver: Solver | Literal["slope"], place: Place, slopes: int, solves: float
+    kept: Sequence[tuple[int, ...]],
+    solver: Solver | Literal["slope"],
+    place: Place,
+    slopes: int,
+    solves: float,
+    options: SolveOptions,
+    priced: int,
 ) -> float:
     """Time to solve matrices of these `held_sizes`.
 
     Args:
         slopes: at so many slopes, factors made anew for each.
-        solves: at fixed widths so often, after all widths are priced.
+        solves: at fixed widths so often, after all widths are priced `priced` times.
+        options: of the solvers at fixed widths.
     """
     total = 0.0
     for (rows, columns, *outputs), count in Counter(kept).items():
@@ -41,13 +48,13 @@ def gpu_seconds(
                 preparing, solving = _slope_seconds(stats, weight, at_once, place)
                 total += slopes * count * (preparing + solving / at_once)
             else:
-                preparing, pricing, solving = _fixed_seconds(stats, weight, solver, at_once, place)
-                total += count * (preparing * (1 + solves) + pricing + solves * solving / at_once)
+                preparing, pricing, solving = _fixed_seconds(stats, weight, solver, at_once, place, options)
+                total += count * (preparing * (1 + solves) + priced * pricing + solves * solving / at_once)
     return total
 
 
 def _fixed_seconds(
-    stats: WeightStats, weight: Tensor, solver: Solver, at_once: int, place: Place
+    stats: WeightStats, weight: Tensor, solver: Solver, at_once: int, place: Place, options: SolveOptions
 ) -> tuple[float, float, float]:
     """Time to prepare a matrix, to price all its widths, and to solve a batch of them."""
 
@@ -56,8 +63,8 @@ def _fixed_seconds(
             return solve_many([prepared] * at_once, WIDTH)
         return [solve(prepared, WIDTH) for _ in range(at_once)]
 
-    prepared = prepare(weight, stats, solver, SolveOptions())
-    preparing = _seconds(lambda: prepare(weight, stats, solver, SolveOptions()), place)
+    prepared = prepare(weight, stats, solver, options)
+    preparing = _seconds(lambda: prepare(weight, stats, solver, options), place)
     pricing = _seconds(lambda: predict(prepared, WIDTH), place) * len(WIDTHS)
     return preparing, pricing, _seconds(run, place)
 

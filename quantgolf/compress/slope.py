@@ -7,6 +7,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class OneSlope:
         """
         useful = self.code_bytes + useful_bytes(self.checkpoint, self.matrices)
         limit = min(max_bytes, useful)
-        solver = self._solver()
+        solver = self._solver
         fit = SlopeFit(solver, stage(self.progress, "solving"))
         drafts, tuned, report = fit.within(limit, self.size), None, None
         if tuning is not None:
@@ -86,7 +87,7 @@ class OneSlope:
             value_of: the same number on all ranks; see `coarsest`.
             most: above 0.
         """
-        solver = self._solver()
+        solver = self._solver
         files: dict[float, Compressed] = {}
 
         def value_at(power: float) -> float:
@@ -99,7 +100,9 @@ class OneSlope:
         best = coarsest(value_at, most, start, low, high)
         return None if best is None else files[best]
 
+    @cached_property
     def _solver(self) -> SlopeSolver:
+        """Solves the same at a slope whatever it has solved before."""
         way = GpuSlopeSolver if self.matrices.place.batched else SlopeSolver
         solver = way(self.matrices, self.stats, self.options, self.trellis, self.ranks)
         solver.grids(stage(self.progress, "pricing"))

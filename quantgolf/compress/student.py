@@ -11,7 +11,8 @@ from torch.func import functional_call
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.checkpoint.call import logits_of
 from quantgolf.checkpoint.match import first_names, state_of
-from quantgolf.types import FINE, Block
+from quantgolf.steps import FINE
+from quantgolf.types import Block
 
 OCTAVE = 4 * FINE  # fine steps an octave
 LARGEST = 127  # of a fine step: a byte

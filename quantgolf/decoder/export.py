@@ -1,8 +1,8 @@
 """The decoder's source as a small file: without what one file does not need, its names shortened, the rest packed.
 
 What `python-minifier` leaves is compressed and becomes a string of Latin-1 characters, in a file that says on its first
-line that it is Latin-1: Python reads that as it reads any other file, and no quarter is lost to base85. Of 4,100
-minified bytes DEFLATE and LZMA leave the same within ten, LZMA's call is longer; the smaller file is taken.
+line that it is Latin-1: Python reads that as it reads any other file, and no quarter is lost to base85. Of 4,500
+minified bytes DEFLATE and LZMA leave the same within 25, LZMA's call is longer; the smaller file is taken.
 """
 
 import ast
@@ -32,6 +32,7 @@ class Features:
         levels: matrices on the grid of one slope.
         diagonals: those of them that are coded along their diagonals.
         codes: matrices of fixed-width codes.
+        groups: those of them that have scales by groups of columns.
         cuts: tensors of several blocks (banks, experts, q and k and v).
         dtypes: of tensors and of what they are kept in, by the names safetensors gives them.
     """
@@ -39,11 +40,12 @@ class Features:
     levels: bool
     diagonals: bool
     codes: bool
+    groups: bool
     cuts: bool
     dtypes: frozenset[str]
 
 
-ALL = Features(True, True, True, True, frozenset(DTYPES))
+ALL = Features(True, True, True, True, True, frozenset(DTYPES))
 
 
 def features_of(coded: CodedModel) -> Features:
@@ -53,6 +55,7 @@ def features_of(coded: CodedModel) -> Features:
         levels=coded.has_levels,
         diagonals=any(block.diagonal for _, block in blocks),
         codes=any(block.bits is not None for _, block in blocks),
+        groups=coded.has_groups,
         # A whole tensor has one block, of lead 1 where it is quantized and of lead 0 where it is kept.
         cuts=any(len(t.blocks) != 1 or t.lead != (t.blocks[0].stored is None) for t in coded.tensors),
         dtypes=frozenset(t.dtype for t, _ in blocks) | {block.stored for _, block in blocks if block.stored},
@@ -95,7 +98,7 @@ def _specialised(features: Features) -> str:
     )
     known = zip(DTYPES, names.split(" "), strict=True)
     left = " ".join(name if dtype in features.dtypes else "" for dtype, name in known)
-    known_now = {name.upper(): getattr(features, name) for name in ("levels", "diagonals", "codes", "cuts")}
+    known_now = {name.upper(): getattr(features, name) for name in ("levels", "diagonals", "codes", "groups", "cuts")}
     return specialise(text, {**known_now, "DTYPES": left})
 
 

@@ -20,6 +20,7 @@ from zstandard import ZstdCompressionDict, ZstdDecompressor
 LEVELS = True  # matrices of levels
 DIAGONALS = True  # of which some lie along diagonals
 CODES = True  # matrices of fixed-width codes
+GROUPS = True  # of which some have scales, and zeros, by groups of columns
 CUTS = True  # tensors of several blocks
 DTYPES = (
     "bool uint8 int8 uint16 int16 uint32 int32 uint64 int64 float8_e4m3fn float8_e5m2 float16 bfloat16 float32 float64"
@@ -146,6 +147,25 @@ def power(exponents: Any, /) -> Any:
     return np.ldexp(np.float32(2 ** (exponents % 128 / 128)), exponents // 128 - 1)
 
 
+def grouped(file: Iterator[int], header: Iterator[int], coded: list[Any], /) -> None:
+    """Appends to each block of codes its weights [K, N]; `header` goes on with the groups of those that have any."""
+    sides = []  # N, groups of a row, width of codes where there are zeros, base of logarithms, group of each column
+    for n, k, kind, _ in coded:
+        number = varint(header) if kind > 15 else 2 * k or 2
+        base = signed(varint(header)) if kind > 31 else 0
+        sides += [(n, max(1, -(-k // (number // 2))), kind % 16 * (number % 2), base, np.arange(k) // (number // 2))]
+    codes = [stream(file, block[0] * block[1], varint(header)) for block in coded]
+    scales = planes(file, [n * groups for n, groups, *_ in sides], 2)
+    zeros = zip(
+        *[planes(file, [n * groups * (width == bits) for n, groups, width, *_ in sides], 1) for bits in range(2, 9)]
+    )
+    for block, (n, groups, width, base, of), code, scale, zero in zip(coded, sides, codes, scales, zeros):
+        step: Any = power(8 * (scale.view("h") + base) + 128) if block[2] > 31 else np.float32(scale.view("e"))
+        shift = np.concatenate(zero) if width else np.full(n * groups, 128)
+        code = code.reshape(block[:2]) - shift.reshape(n, groups)[:, of]
+        block += [(np.float32(code) * step.reshape(n, groups)[:, of]).T]
+
+
 def leveled(file: Iterator[int], header: Iterator[int], blocks: list[Any], /) -> None:
     """Appends to each block of levels its weights [K, N]; `header` goes on with where `file` has them."""
     _, _, states, restart, size, _ = varints(header, 6)
@@ -219,10 +239,13 @@ def load(source: Any, /, exact: bool = False) -> tuple[dict[str, torch.Tensor], 
         ]
     blocks = [block for tensor in tensors for block in tensor]
     if CODES:
-        coded = [block for block in blocks if block[2] < 9]
-        codes = [stream(file, block[0] * block[1], varint(header)) - 128 for block in coded]
-        for block, code, step in zip(coded, codes, planes(file, [block[0] for block in coded], 2)):
-            block += [np.float32(code.reshape(block[:2]).T) * np.float32(step.view("e"))]
+        coded = [block for block in blocks if block[2] < 128 and block[2] % 16 < 9]
+        if GROUPS:
+            grouped(file, header, coded)
+        else:
+            codes = [stream(file, block[0] * block[1], varint(header)) - 128 for block in coded]
+            for block, code, step in zip(coded, codes, planes(file, [block[0] for block in coded], 2)):
+                block += [np.float32(code.reshape(block[:2]).T) * np.float32(step.view("e"))]
     for size in (1, 2, 4, 8):
         kept = [block for block in blocks if block[2] > 127 and dtype(block[2]).itemsize == size]
         for block, values in zip(kept, planes(file, [block[0] * block[1] for block in kept], size)):

@@ -2,14 +2,17 @@
 
 from quantgolf.encode.check import MAX_DECODED_BYTES, check_model
 from quantgolf.encode.dtypes import DTYPES
+from quantgolf.encode.groups import side_bytes
 from quantgolf.encode.leveled import Leveled
-from quantgolf.encode.model import Entry, Quantized, Spent, block_bytes, decode_model, encode_model, tensor_bytes
+from quantgolf.encode.model import Entry, Quantized, decode_model, encode_model
 from quantgolf.encode.place import matrix_shape, places
-from quantgolf.encode.stream import coded_bytes, decode_codes, decode_stream, encode_codes, encode_stream
+from quantgolf.encode.spent import Spent, block_bytes, scale_bytes, tensor_bytes
+from quantgolf.encode.stream import Codec, coded_bytes, decode_codes, decode_stream, encode_codes, encode_stream
 
 __all__ = [
     "DTYPES",
     "MAX_DECODED_BYTES",
+    "Codec",
     "Entry",
     "Leveled",
     "Quantized",
@@ -25,5 +28,7 @@ __all__ = [
     "encode_stream",
     "matrix_shape",
     "places",
+    "scale_bytes",
+    "side_bytes",
     "tensor_bytes",
 ]

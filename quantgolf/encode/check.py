@@ -4,12 +4,13 @@ import math
 from collections.abc import Iterable
 
 from quantgolf.encode.dtypes import DTYPES, NARROWER
-from quantgolf.encode.place import rows_and_columns
+from quantgolf.encode.groups import LARGEST_BASE, WIDTHS, check_size, group_count
+from quantgolf.encode.place import matrix_shape, places, rows_and_columns
+from quantgolf.encode.varint import DAMAGED
 from quantgolf.errors import FormatError
 from quantgolf.solve.trellis import CODES
 from quantgolf.types import CodedBlock, CodedModel, CodedTensor
 
-WIDTHS = range(2, 9)
 STATES = (1, *CODES)
 LARGEST_RESTART = 1 << 20
 MOST_DIMENSIONS = 16
@@ -17,12 +18,15 @@ MAX_DECODED_BYTES = 64 * 2**30
 
 
 def check_model(coded: CodedModel, max_decoded_bytes: int = MAX_DECODED_BYTES) -> None:
-    """Refuses descriptions that no encoder writes, and models above `max_decoded_bytes` in their own dtypes.
+    """Refuses descriptions that no encoder writes, and models above `max_decoded_bytes` in their own dtypes, scales of
+    groups counted as fp32, and their zeros.
 
     Raises:
         FormatError: the first fault found, by the tensor's name.
     """
     _check_trellis(coded)
+    if coded.zeros and not coded.has_groups:
+        raise FormatError(f"the model has {len(coded.zeros)} bytes of zeros, but no groups; expected none of them")
     seen: set[str] = set()
     decoded = 0
     for tensor in coded.tensors:
@@ -33,6 +37,7 @@ def check_model(coded: CodedModel, max_decoded_bytes: int = MAX_DECODED_BYTES) -
         _check_tensor(tensor)
         # Empty dimensions count as one: [2^60, 0] holds nothing, but no library can work with it.
         decoded += math.prod(max(1, size) for size in tensor.shape) * DTYPES[tensor.dtype].itemsize
+        decoded += _group_bytes(tensor)
         if decoded > max_decoded_bytes:
             raise FormatError(
                 f"{tensor.name} of shape {list(tensor.shape)} brings the model to {decoded:,} decoded bytes, expected "
@@ -69,12 +74,30 @@ def _check_tensor(tensor: CodedTensor) -> None:
             f"{name} has {len(each)} blocks of {min(each, default=0)} rows or more, {sum(each)} together, "
             f"expected 1 or more, {rows} together"
         )
-    for block in tensor.blocks:
-        _check_block(tensor, block)
+    for block, place in zip(tensor.blocks, places(tensor), strict=True):
+        _check_block(tensor, block, matrix_shape(tensor.shape, place))
 
 
-def _check_block(tensor: CodedTensor, block: CodedBlock) -> None:
+def _group_bytes(tensor: CodedTensor) -> int:
+    """Bytes of the scales, as fp32, and the zeros of a tensor's groups: of a column each they outweigh the weights."""
+    total = 0
+    for block, place in zip(tensor.blocks, places(tensor), strict=True):
+        if block.groups is not None:
+            rows, columns = matrix_shape(tensor.shape, place)
+            total += rows * group_count(block.groups.size, columns) * (4 + block.groups.zeros)
+    return total
+
+
+def _check_block(tensor: CodedTensor, block: CodedBlock, shape: tuple[int, int]) -> None:
     name = tensor.name
+    if block.groups is not None:
+        if block.bits is None:
+            raise FormatError(f"{name} has groups of rows that are no fixed-width codes, expected codes or groups=None")
+        check_size(name, block.groups.size, shape)
+        if block.groups.base is not None and abs(block.groups.base) > LARGEST_BASE:
+            raise FormatError(
+                f"{name} has scales with a base of {block.groups.base}, expected one within ±{LARGEST_BASE}; {DAMAGED}"
+            )
     if block.diagonal and not block.levels:
         raise FormatError(
             f"{name} has rows coded along diagonals that are no levels, expected levels or diagonal=False"

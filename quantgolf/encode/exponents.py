@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantgolf.encode.stream import decode_stream, encode_stream
-from quantgolf.encode.varint import DAMAGED, Cursor, varint
+from quantgolf.encode.stream import Codec, decode_stream, encode_stream
+from quantgolf.encode.varint import DAMAGED, Cursor, signed, varint, zigzag
 from quantgolf.errors import FormatError, QuantGolfError
 from quantgolf.types import Exponents
 
@@ -24,12 +24,13 @@ NONE = varint(0)  # in place of a stream
 ZERO = np.uint8(0x80)
 
 
-def encode_exponents(matrices: Sequence[tuple[str, Exponents]]) -> bytes:
+def encode_exponents(matrices: Sequence[tuple[str, Exponents]], codec: Codec = "auto") -> bytes:
     """For each matrix its smallest row and column exponent and its spread, then the streams of rows and of columns,
     and those of what tuning added to each if it added anything.
 
     Args:
         matrices: names for messages, and exponents that `check_exponents` lets pass.
+        codec: of the streams, as `encode_stream` has it.
 
     Raises:
         QuantGolfError: the largest and the smallest exponent of rows or columns lie more than 255 apart.
@@ -48,13 +49,14 @@ def encode_exponents(matrices: Sequence[tuple[str, Exponents]]) -> bytes:
                     f"{WIDEST}; bring the smallest or largest {what} steps nearer to the others"
                 )
             parts.append(above.astype(np.uint8))
-            head += varint(_zigzag(smallest))
-        head += varint(_zigzag(exponents.spread))
+            head += varint(zigzag(smallest))
+        head += varint(zigzag(exponents.spread))
     fine = [
-        _join_fine([each.fine_row for _, each in matrices], [len(each.row) for _, each in matrices]),
-        _join_fine([each.fine_column for _, each in matrices], [len(each.column) for _, each in matrices]),
+        _join_fine([each.fine_row for _, each in matrices], [len(each.row) for _, each in matrices], codec),
+        _join_fine([each.fine_column for _, each in matrices], [len(each.column) for _, each in matrices], codec),
     ]
-    return bytes(head) + _join(rows) + _join(columns) + (b"" if fine == [NONE, NONE] else b"".join(fine))
+    tuned = b"" if fine == [NONE, NONE] else b"".join(fine)
+    return bytes(head) + _join(rows, codec) + _join(columns, codec) + tuned
 
 
 def decode_exponents(payload: bytes, matrices: Sequence[tuple[str, tuple[int, int]]]) -> list[Exponents]:
@@ -64,7 +66,7 @@ def decode_exponents(payload: bytes, matrices: Sequence[tuple[str, tuple[int, in
         FormatError: bytes that `encode_exponents` does not write for these shapes, or steps that leave fp32.
     """
     cursor = Cursor(payload, WHAT)
-    heads = [[_signed(cursor.varint()) for _ in range(3)] for _ in matrices]
+    heads = [[signed(cursor.varint()) for _ in range(3)] for _ in matrices]
     rows = _split(cursor, [shape[0] for _, shape in matrices])
     columns = _split(cursor, [shape[1] for _, shape in matrices])
     tuned = cursor.left > 0
@@ -124,8 +126,8 @@ def check_levels(name: str, exponents: Exponents, largest: int) -> None:
         )
 
 
-def _join(parts: Sequence[NDArray[np.uint8]]) -> bytes:
-    stream = encode_stream(np.concatenate(parts)) if parts else b""
+def _join(parts: Sequence[NDArray[np.uint8]], codec: Codec) -> bytes:
+    stream = encode_stream(np.concatenate(parts), codec) if parts else b""
     return varint(len(stream)) + stream
 
 
@@ -134,11 +136,12 @@ def _split(cursor: Cursor, counts: Sequence[int]) -> list[NDArray[np.uint8]]:
     return np.split(values, np.cumsum(counts)[:-1])
 
 
-def _join_fine(parts: Sequence[Tensor | None], counts: Sequence[int]) -> bytes:
+def _join_fine(parts: Sequence[Tensor | None], counts: Sequence[int], codec: Codec) -> bytes:
     if all(fine is None or not fine.any() for fine in parts):
         return NONE
     pairs = zip(parts, counts, strict=True)
-    return _join([np.full(n, ZERO) if fine is None else fine.cpu().numpy().view(np.uint8) ^ ZERO for fine, n in pairs])
+    values = [np.full(n, ZERO) if fine is None else fine.cpu().numpy().view(np.uint8) ^ ZERO for fine, n in pairs]
+    return _join(values, codec)
 
 
 def _split_fine(cursor: Cursor, counts: Sequence[int]) -> list[Tensor | None]:
@@ -161,11 +164,3 @@ def _raised(name: str, smallest: int, above: NDArray[np.uint8]) -> Tensor:
             f"{DAMAGED}"
         )
     return torch.from_numpy(above.astype(np.int16) + np.int16(smallest))
-
-
-def _zigzag(value: int) -> int:
-    return 2 * value if value >= 0 else -2 * value - 1
-
-
-def _signed(value: int) -> int:
-    return -(value + 1 >> 1) if value & 1 else value >> 1

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from quantgolf.encode.exponents import check_exponents, check_levels, decode_exponents, encode_exponents
 from quantgolf.encode.levels import Frame, Levels, decode_levels, decode_levels_on, encode_levels
+from quantgolf.encode.stream import Codec
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve.trellis import Trellis
 from quantgolf.types import Block, CodedModel, Exponents, QTensor, Steps
@@ -32,8 +33,10 @@ class Leveled:
     diagonal: bool = False
 
 
-def encode_leveled(matrices: Sequence[tuple[str, Leveled]], trellis: Trellis) -> tuple[bytes, bytes]:
-    """The streams of exponents and of levels of matrices, each with its name for messages.
+def encode_leveled(
+    matrices: Sequence[tuple[str, Leveled]], trellis: Trellis, codec: Codec = "auto"
+) -> tuple[bytes, bytes]:
+    """The streams of exponents and of levels of matrices, each with its name for messages; levels know rANS alone.
 
     Raises:
         QuantGolfError: exponents too far apart, or levels that the trellis does not allow.
@@ -42,7 +45,7 @@ def encode_leveled(matrices: Sequence[tuple[str, Leveled]], trellis: Trellis) ->
         Levels(part.levels.cpu().numpy(), part.exponents.spread, *_arrays(part.exponents), part.diagonal)
         for _, part in matrices
     ]
-    exponents = encode_exponents([(name, part.exponents) for name, part in matrices])
+    exponents = encode_exponents([(name, part.exponents) for name, part in matrices], codec)
     return exponents, encode_levels(levels, trellis)
 
 

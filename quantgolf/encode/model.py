@@ -1,5 +1,5 @@
-"""A whole model as coded streams: one for each matrix's codes, one shared by all steps, one by all small tensors;
-for matrices on the one-slope grid one shared by all levels and one by all exponents.
+"""A whole model as coded streams: one for each matrix's codes, one shared by all steps, one by all small tensors, one
+by all zeros; for matrices on the one-slope grid one shared by all levels and one by all exponents.
 
 A tensor may hold several matrices, so it is cut into blocks of rows, each coded or kept on its own. Steps and small
 tensors share a stream because one at a time they are too short to learn a table from. Both are split into byte
@@ -8,7 +8,7 @@ can tell them apart.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,13 +18,16 @@ from torch import Tensor
 from quantgolf.encode import gpu
 from quantgolf.encode.check import check_model
 from quantgolf.encode.dtypes import DTYPES, dtype_name, from_bytes, stored_name, to_bytes
+from quantgolf.encode.groups import coded_groups, lowest_code
 from quantgolf.encode.leveled import Leveled, check_leveled, decode_leveled, encode_leveled
 from quantgolf.encode.place import matrix_shape, places, rows_and_columns
-from quantgolf.encode.stream import decode_codes, decode_codes_on, decode_stream, encode_stream
-from quantgolf.encode.varint import DAMAGED, Cursor, varint
+from quantgolf.encode.planes import decode_planes, encode_planes
+from quantgolf.encode.steps import Part, Wanted, check_steps, decode_steps, encode_steps
+from quantgolf.encode.stream import Codec, decode_codes, decode_codes_on
+from quantgolf.encode.varint import DAMAGED, Cursor
 from quantgolf.errors import FormatError, QuantGolfError
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import Block, CodedBlock, CodedModel, CodedTensor, QTensor, Steps
+from quantgolf.types import Block, CodedBlock, CodedModel, CodedTensor, Groups, QTensor, Steps
 
 ITEM_SIZES = (1, 2, 4, 8)
 
@@ -35,13 +38,13 @@ class Quantized:
 
     Attributes:
         block: where it lies in its tensor.
-        row: steps [N], fp16.
+        steps: one a row, fp16 [N], or scales and zeros by groups of columns.
         bits: width of the codes.
         codes: what `encode_codes` made of its codes [N, K].
     """
 
     block: Block
-    row: Tensor
+    steps: Tensor | Groups
     bits: int
     codes: bytes
 
@@ -62,34 +65,20 @@ class Entry:
     aliases: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Spent:
-    """Bytes of a file that a tensor or a block answers for; of the shared streams its share by number of values.
-
-    Attributes:
-        codes: of fixed-width codes, or the share of the stream of levels.
-        steps: the share of fp16 steps, or of exponents.
-        small: the share of small tensors.
-    """
-
-    codes: float
-    steps: float
-    small: float
-
-
-def encode_model(entries: Sequence[Entry], trellis: Trellis | None = None) -> CodedModel:
+def encode_model(entries: Sequence[Entry], trellis: Trellis | None = None, codec: Codec = "auto") -> CodedModel:
     """Puts tensors together in the order given. Codes are taken as they are: they are checked when decoded.
 
     Args:
         entries: all tensors of the file.
         trellis: what the levels of `Leveled` matrices were quantized with; of no effect where there are none.
+        codec: of all streams that are shared, as `encode_stream` has it; levels know rANS alone, and codes are coded.
 
     Raises:
         QuantGolfError: blocks that overlap or leave their tensor, steps that do not fit, levels without a trellis or
-            that it does not allow, a dtype the format does not know, or names used twice.
+            that it does not allow, a dtype the format does not know, another codec, or names used twice.
     """
     tensors: list[CodedTensor] = []
-    steps: list[NDArray[np.uint8]] = []
+    steps: list[Part] = []
     leveled: list[tuple[str, Leveled]] = []
     small: dict[int, list[NDArray[np.uint8]]] = {size: [] for size in ITEM_SIZES}
     for entry in entries:
@@ -111,16 +100,19 @@ def encode_model(entries: Sequence[Entry], trellis: Trellis | None = None) -> Co
                     CodedBlock(stop - start, None, None, b"", transposed, levels=True, diagonal=part.diagonal)
                 )
             else:
-                _check_steps(name, part.row, matrix[0])
-                steps.append(to_bytes(part.row))
-                blocks.append(CodedBlock(stop - start, None, part.bits, part.codes, transposed))
+                check_steps(name, part.steps, matrix, part.bits)
+                groups = coded_groups(part.steps) if isinstance(part.steps, Groups) else None
+                steps.append((part.bits, part.steps, groups))
+                blocks.append(CodedBlock(stop - start, None, part.bits, part.codes, transposed, groups=groups))
         tensors.append(CodedTensor(entry.name, shape, dtype, lead, tuple(blocks), entry.aliases))
-    coded = CodedModel(tuple(tensors), _encode_planes(steps), b"".join(map(_encode_planes, small.values())))
+    first, zeros = encode_steps(steps, codec)
+    kept = b"".join(encode_planes(values, codec) for values in small.values())
+    coded = CodedModel(tuple(tensors), first, kept, zeros=zeros)
     if leveled:
         if trellis is None:
             raise QuantGolfError(f"{leveled[0][0]} has levels, expected the trellis they were quantized with; give it")
-        streams = encode_leveled(leveled, trellis)
-        coded = CodedModel(coded.tensors, coded.steps, coded.small, *streams, trellis.states, trellis.restart)
+        exponents, levels = encode_leveled(leveled, trellis, codec)
+        coded = replace(coded, exponents=exponents, levels=levels, states=trellis.states, restart=trellis.restart)
     check_model(coded)
     return coded
 
@@ -146,41 +138,18 @@ def decode_model(
     """
     check_model(coded)
     laid = [(tensor, block, place) for tensor in coded.tensors for block, place in _laid(tensor)]
-    cursor = Cursor(coded.steps, "the stream of steps")
-    rows = [matrix_shape(t.shape, place)[0] for t, block, place in laid if block.bits is not None]
-    steps = iter(_decode_planes(cursor, rows, 2))
-    cursor.finish()
+    wanted = [
+        Wanted(place.name(t.shape), matrix_shape(t.shape, place), block.bits, block.groups)
+        for t, block, place in laid
+        if block.bits is not None
+    ]
+    steps = iter(decode_steps(coded, wanted))
     matrices = [(place.name(t.shape), matrix_shape(t.shape, place)) for t, block, place in laid if block.levels]
     there = device if device is not None and gpu.decodes_on(device) else None
     leveled = decode_leveled(coded, matrices, [block.diagonal for _, block, _ in laid if block.levels], there)
     kept = iter(_decode_kept(coded))
     found = _decode_blocks(laid, _decode_all_codes(laid, there), steps, leveled, kept)
     return found if device is None else ((place, _moved(part, device)) for place, part in found)
-
-
-def block_bytes(coded: CodedModel) -> tuple[tuple[Spent, ...], ...]:
-    """What each block of each tensor of a coded model costs, in its order; together the bytes of all streams.
-
-    Shares go by rows of steps, by rows and columns of exponents, by weights of levels and by bytes of small values.
-    """
-    counts = [[_counts(t, block, place) for block, place in _laid(t)] for t in coded.tensors]
-    streams = [coded.steps, coded.exponents, coded.levels, coded.small]
-    totals = np.array([each for blocks in counts for each in blocks], dtype=np.float64).reshape(-1, 4).sum(axis=0)
-    rates = np.array([len(stream) for stream in streams]) / np.maximum(totals, 1)
-    found = []
-    for tensor, blocks in zip(coded.tensors, counts, strict=True):
-        spent = (np.array(blocks, dtype=np.float64).reshape(-1, 4) * rates).tolist()
-        pairs = zip(tensor.blocks, spent, strict=True)
-        found.append(tuple(Spent(v if b.levels else len(b.codes), r + e, s) for b, (r, e, v, s) in pairs))
-    return tuple(found)
-
-
-def tensor_bytes(coded: CodedModel) -> tuple[Spent, ...]:
-    """What each tensor of a coded model costs, in its order; together the bytes of all streams."""
-    return tuple(
-        Spent(sum(s.codes for s in blocks), sum(s.steps for s in blocks), sum(s.small for s in blocks))
-        for blocks in block_bytes(coded)
-    )
 
 
 def _cut(entry: Entry, lead: int, rows: int) -> Iterator[tuple[int, int, Quantized | Leveled | None]]:
@@ -205,18 +174,10 @@ def _laid(tensor: CodedTensor) -> Iterator[tuple[CodedBlock, Block]]:
     return zip(tensor.blocks, places(tensor), strict=True)
 
 
-def _counts(tensor: CodedTensor, block: CodedBlock, place: Block) -> tuple[int, int, int, int]:
-    """Rows of steps, rows and columns of exponents, levels, and bytes of small values."""
-    rows, columns = matrix_shape(tensor.shape, place)
-    if block.stored is not None:
-        return 0, 0, 0, rows * columns * DTYPES[block.stored].itemsize
-    return (0, rows + columns, rows * columns, 0) if block.levels else (rows, 0, 0, 0)
-
-
 def _decode_blocks(
     laid: list[tuple[CodedTensor, CodedBlock, Block]],
     codes: Iterator[Tensor],
-    steps: Iterator[NDArray[np.uint8]],
+    steps: Iterator[Tensor | Groups],
     leveled: Iterator[QTensor],
     kept: Iterator[Tensor],
 ) -> Iterator[tuple[Block, QTensor | Tensor]]:
@@ -226,7 +187,7 @@ def _decode_blocks(
         elif block.bits is None:
             yield place, next(kept)
         else:
-            yield place, _quantized(place.name(tensor.shape), next(codes), from_bytes(next(steps), "F16"), block.bits)
+            yield place, _quantized(place.name(tensor.shape), next(codes), next(steps), block.bits)
 
 
 def _decode_all_codes(
@@ -240,26 +201,30 @@ def _decode_all_codes(
     return (decode_codes(*stream) for stream in streams) if device is None else decode_codes_on(device, streams)
 
 
-def _quantized(name: str, codes: Tensor, row: Tensor, bits: int) -> QTensor:
-    _check_steps(name, row, codes.shape[0])
-    found = QTensor(codes, Steps(row.to(codes.device)), bits)
-    top = (1 << (bits - 1)) - 1
-    if found.codes.numel() and (largest := int(found.codes.short().abs().max())) > top:
-        raise FormatError(f"{name} has a code of magnitude {largest}, expected at most {top} for {bits} bits")
-    return found
+def _quantized(name: str, codes: Tensor, steps: Tensor | Groups, bits: int) -> QTensor:
+    check_steps(name, steps, (codes.shape[0], codes.shape[1]), bits)
+    zeros = isinstance(steps, Groups) and steps.zero is not None
+    lowest, highest = lowest_code(bits, zeros), (1 << (bits - 1)) - 1
+    if codes.numel():
+        low, high = torch.stack(codes.aminmax()).tolist()
+        if low < lowest or high > highest:
+            raise FormatError(
+                f"{name} has codes from {low} to {high}, expected {lowest} to {highest} for {bits} bits"
+                f"{'' if zeros else ' without zeros'}"
+            )
+    return QTensor(codes, _steps_on(codes.device, steps if isinstance(steps, Groups) else Steps(steps)), bits)
 
 
 def _moved(part: QTensor | Tensor, device: torch.device) -> QTensor | Tensor:
     if isinstance(part, Tensor):
         return part.to(device)
-    column = part.steps.column
-    steps = Steps(part.steps.row.to(device), None if column is None else column.to(device))
-    return QTensor(part.codes.to(device), steps, part.bits)
+    return QTensor(part.codes.to(device), _steps_on(device, part.steps), part.bits)
 
 
-def _check_steps(name: str, row: Tensor, count: int) -> None:
-    if row.dtype != torch.float16 or row.shape != (count,) or not row.isfinite().all():
-        raise FormatError(f"{name} has {row.dtype} steps {list(row.shape)}, expected finite torch.float16 [{count}]")
+def _steps_on(device: torch.device, steps: Steps | Groups) -> Steps | Groups:
+    if isinstance(steps, Groups):
+        return Groups(steps.scale.to(device), None if steps.zero is None else steps.zero.to(device), steps.size)
+    return Steps(steps.row.to(device), None if steps.column is None else steps.column.to(device))
 
 
 def _decode_kept(coded: CodedModel) -> list[Tensor]:
@@ -273,27 +238,10 @@ def _decode_kept(coded: CodedModel) -> list[Tensor]:
             for i, (tensor, rows, stored) in enumerate(kept)
             if DTYPES[stored].itemsize == size
         ]
-        values = _decode_planes(cursor, [rows * columns for *_, (rows, columns) in group], size)
+        values = decode_planes(cursor, [rows * columns for *_, (rows, columns) in group], size)
         for (i, tensor, stored, shape), data in zip(group, values, strict=True):
             if stored == "BOOL" and data.size and data.max() > 1:
                 raise FormatError(f"{tensor.name} holds a truth value of {data.max()}, expected 0 or 1; {DAMAGED}")
             found[i] = from_bytes(data, stored).to(DTYPES[tensor.dtype]).reshape(shape)
     cursor.finish()
     return [found[i] for i in range(len(kept))]
-
-
-def _encode_planes(values: Sequence[NDArray[np.uint8]]) -> bytes:
-    """Values [n, size] of several tensors in a row: for each byte of a value, lowest first, a length and a stream."""
-    if not any(map(len, values)):
-        return b""
-    streams = [encode_stream(np.ascontiguousarray(plane)) for plane in np.concatenate(values).T]
-    return b"".join(varint(len(stream)) + stream for stream in streams)
-
-
-def _decode_planes(cursor: Cursor, counts: Sequence[int], size: int) -> list[NDArray[np.uint8]]:
-    """The values [count, size] of each tensor that `_encode_planes` was given."""
-    total = sum(counts)
-    if total == 0:
-        return [np.empty((0, size), dtype=np.uint8) for _ in counts]
-    planes = [decode_stream(cursor.take(cursor.varint()), total, cursor.what) for _ in range(size)]
-    return np.split(np.stack(planes, axis=1), np.cumsum(counts)[:-1])

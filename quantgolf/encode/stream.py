@@ -8,6 +8,7 @@ so a reader may check that before it allocates anything.
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,23 +20,35 @@ from quantgolf.encode.table import SYMBOLS, choose_roots, frequencies, read_tabl
 from quantgolf.encode.varint import DAMAGED, Cursor
 from quantgolf.errors import FormatError, QuantGolfError
 
+Codec = Literal["auto", "rans", "zstd"]
+CODECS: tuple[Codec, ...] = ("auto", "rans", "zstd")
 RAW, ZSTD, RANS = 0, 1, 2
 LARGEST_EXPANSION = 32768
 SIGN = np.uint8(0x80)
 
 
-def encode_stream(symbols: NDArray[np.uint8]) -> bytes:
-    """The smallest of the three codings of symbols [n], one byte for the codec's name in front; b"" for n = 0."""
+def encode_stream(symbols: NDArray[np.uint8], codec: Codec = "auto") -> bytes:
+    """The smallest of the three codings of symbols [n], one byte for the codec's name in front; b"" for n = 0.
+
+    Args:
+        symbols: uint8 [n].
+        codec: "rans" or "zstd" leaves the other one out; bytes that neither makes smaller are kept as they are.
+
+    Raises:
+        QuantGolfError: another codec.
+    """
+    if codec not in CODECS:
+        raise QuantGolfError(f"codec is {codec!r}, expected one of {', '.join(CODECS)}")
     if not len(symbols):
         return b""
     raw = symbols.tobytes()
-    roots = choose_roots(np.bincount(symbols, minlength=SYMBOLS))
-    return min(
-        bytes([RAW]) + raw,
-        bytes([RANS]) + write_table(roots) + rans.encode(symbols, frequencies(roots)),
-        bytes([ZSTD]) + zstd.compress(raw),
-        key=len,
-    )
+    found = [bytes([RAW]) + raw]
+    if codec != "zstd":
+        roots = choose_roots(np.bincount(symbols, minlength=SYMBOLS))
+        found.append(bytes([RANS]) + write_table(roots) + rans.encode(symbols, frequencies(roots)))
+    if codec != "rans":
+        found.append(bytes([ZSTD]) + zstd.compress(raw))
+    return min(found, key=len)
 
 
 def decode_stream(payload: bytes, count: int, what: str = "a stream") -> NDArray[np.uint8]:
@@ -69,15 +82,15 @@ def _open(payload: bytes, count: int, what: str) -> NDArray[np.uint8] | rans.Str
     return np.frombuffer(raw, dtype=np.uint8)
 
 
-def encode_codes(codes: Tensor) -> bytes:
-    """Codes int8 [N, K], row by row, as one stream of symbols code + 128.
+def encode_codes(codes: Tensor, codec: Codec = "auto") -> bytes:
+    """Codes int8 [N, K], row by row, as one stream of symbols code + 128, coded as `encode_stream` says.
 
     Raises:
-        QuantGolfError: codes of another dtype.
+        QuantGolfError: codes of another dtype, or another codec.
     """
     if codes.dtype != torch.int8:
         raise QuantGolfError(f"codes are {codes.dtype}, expected torch.int8; format version 0 knows no wider codes")
-    return encode_stream(codes.detach().cpu().contiguous().numpy().ravel().view(np.uint8) ^ SIGN)
+    return encode_stream(codes.detach().cpu().contiguous().numpy().ravel().view(np.uint8) ^ SIGN, codec)
 
 
 def decode_codes(payload: bytes, shape: tuple[int, ...], what: str = "codes") -> Tensor:

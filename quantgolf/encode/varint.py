@@ -18,6 +18,16 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+def zigzag(value: int) -> int:
+    """A signed integer as a non-negative one, for `varint`: 0, -1, 1, -2, 2, … become 0, 1, 2, 3, 4, …"""
+    return 2 * value if value >= 0 else -2 * value - 1
+
+
+def signed(value: int) -> int:
+    """The integer that `zigzag` was given."""
+    return -(value + 1 >> 1) if value & 1 else value >> 1
+
+
 @dataclass
 class Cursor:
     """Reads bytes front to back; `what` names them in messages.

@@ -78,12 +78,12 @@ class KeptRows(nn.Module):
     Args:
         values: them.
         start: the first of them.
-        unpackable: that codes stood there in the file, too large to be packed.
+        unpackable: where codes stood there in the file, why they are not packed.
     """
 
     values: Tensor
 
-    def __init__(self, values: Tensor, start: int, unpackable: bool = False) -> None:
+    def __init__(self, values: Tensor, start: int, unpackable: str = "") -> None:
         super().__init__()
         self.register_buffer("values", values)
         self.start, self.stop, self.unpackable = start, start + len(values), unpackable

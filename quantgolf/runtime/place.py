@@ -13,11 +13,10 @@ from quantgolf.checkpoint.match import first_names, match, state_of
 from quantgolf.encode import block_bytes, decode_model
 from quantgolf.runtime.blocks import KeptRows, PackedMatrix
 from quantgolf.runtime.linear import attach
+from quantgolf.runtime.packed import packed_of
 from quantgolf.runtime.parameter import PackedParameter
 from quantgolf.runtime.restore import assemble
 from quantgolf.types import Block, CodedModel, QTensor
-from quantgolf_kernels import pack
-from quantgolf_kernels.packing import LARGEST_CODE
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,11 @@ def place(
             reasons[name] = why
             rest[name] = weight.float().dequantize().cpu()
         else:
-            placed.append((homes[name], weight))
-            reasons |= dict.fromkeys(_too_large(weight), "codes reach beyond 2^24")
+            reasons |= _unpackable(weight)
+            if any(isinstance(part, PackedMatrix) for part in weight.parts):
+                placed.append((homes[name], weight))
+            else:
+                rest[name] = weight.float().dequantize().cpu()
     for where, _ in placed:
         for home in where:
             del home.owner._parameters[home.attribute]
@@ -94,7 +96,10 @@ def place(
         for home in where:
             attach(home.owner, home.attribute, weight)
     if reasons:
-        listed = ", ".join(f"{name} ({why})" for name, why in reasons.items())
+        listed = "; ".join(
+            f"{', '.join(name for name, each in reasons.items() if each == why)} ({why})"
+            for why in dict.fromkeys(reasons.values())
+        )
         warnings.warn(f"{source}: kept in floating point and not packed: {listed}", stacklevel=3)
     return module
 
@@ -108,7 +113,7 @@ def _decoded(
     decoded = decode_model(coded, None if device.type == "cpu" else device)
     for entry, spent in zip(coded.tensors, block_bytes(coded), strict=True):
         names = (entry.name, *entry.aliases)
-        costs = [each.codes + each.steps for each in spent]
+        costs = [each.matrix for each in spent]
         if all(block.stored is not None for block in entry.blocks):
             parts = [(at, part.cpu()) for at, part in islice(decoded, len(costs)) if isinstance(part, Tensor)]
             kept |= dict.fromkeys(names, assemble(entry, parts))
@@ -126,22 +131,20 @@ def _block(
 ) -> PackedMatrix | KeptRows:
     if isinstance(part, Tensor):
         return KeptRows(part.to(device, dtype), where.start)
-    codes, steps = part.codes.to(device), part.steps
-    largest = max(-int(codes.min()), int(codes.max())) if codes.numel() else 0
-    if largest > LARGEST_CODE:
+    codes = part.codes.to(device)
+    packed = packed_of(codes, part.steps)
+    if isinstance(packed, str):
         values = part.dequantize().to(device, dtype)
-        return KeptRows(values.T.contiguous() if where.transposed else values, where.start, unpackable=True)
-    column = None if steps.column is None else steps.column.to(device)
-    packed = pack(codes, steps.row.to(device), column)
+        return KeptRows(values.T.contiguous() if where.transposed else values, where.start, packed)
     return PackedMatrix(packed, where.start, where.stop, where.transposed, cost)
 
 
-def _too_large(weight: PackedParameter) -> list[str]:
-    return [
-        Block(weight.name, weight.lead, block.start, block.stop).name(weight.shape)
+def _unpackable(weight: PackedParameter) -> dict[str, str]:
+    return {
+        Block(weight.name, weight.lead, block.start, block.stop).name(weight.shape): block.unpackable
         for block in weight.parts
         if isinstance(block, KeptRows) and block.unpackable
-    ]
+    }
 
 
 def _twice(name: str, coded: CodedModel, state: Mapping[str, Tensor]) -> bool:

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve.device import on_gpu
+from quantgolf.solve.grid import Rounding
 from quantgolf_kernels.solve_ops import gptq_block
 
 RETRIES = 6
@@ -103,36 +104,39 @@ def _invert(lower: Tensor, found: Tensor) -> None:
     torch.mm(found[half:, half:], lower[half:, :half] @ found[:half, :half], out=found[half:, :half]).neg_()
 
 
-def feed_back(weight: Tensor, factor: Factor, step: Tensor, top: int, block_size: int) -> Tensor:
-    """Codes int8 [N, K] of GPTQ on the grid `step` [N] with levels ±top, on the weight's device.
+def feed_back(weight: Tensor, factor: Factor, rounding: Rounding, block_size: int) -> Tensor:
+    """Codes int8 [N, K] of GPTQ on the grid that `rounding` is of, on the weight's device.
 
     Columns are processed in blocks: inside a block errors spread at once, to the columns behind it in one
-    matrix product.
+    matrix product. Columns of a group may be anywhere in that order: the group has its scale before.
     """
     if on_gpu(weight):
-        return feed_back_many(weight[None], [factor], step[None], top, block_size)[0]
+        return feed_back_many(weight[None], [factor], [rounding], block_size)[0]
     columns = weight.shape[1]
     upper = factor.upper.float().cpu()
     # One column is one row of `rest`: the inner loop of the block solve runs over contiguous output rows.
     rest = weight.cpu().float()[:, factor.order].T.contiguous()
+    step, zero = (side.cpu().float().T.contiguous().numpy() for side in (rounding.step, rounding.zero))
+    group = (factor.order // rounding.size).numpy()
     codes = torch.empty(columns, weight.shape[0], dtype=torch.int8)
     for start in range(0, columns, block_size):
         stop = min(start + block_size, columns)
         errors = torch.empty(stop - start, weight.shape[0])
         solve_block(
-            rest[start:stop].numpy(), upper[start:stop, start:stop].contiguous().numpy(), step.cpu().float().numpy(),
-            top, codes[start:stop].numpy(), errors.numpy(),
+            rest[start:stop].numpy(), upper[start:stop, start:stop].contiguous().numpy(), step, zero, group[start:stop],
+            rounding.lowest, rounding.highest, codes[start:stop].numpy(), errors.numpy(),
         )  # fmt: skip
         if stop < columns:
             rest[stop:] -= upper[start:stop, stop:].T @ errors
-    codes[factor.dead[factor.order]] = 0
+    dead = factor.dead[factor.order]
+    codes[dead] = rounding.zero.cpu().T[factor.order[dead] // rounding.size]
     result = torch.empty_like(codes)
     result[factor.order] = codes
     return result.T.contiguous().to(weight.device)
 
 
 def feed_back_many(
-    weights: Tensor, factors: Sequence[Factor], steps: Tensor, top: int, block_size: int = WIDEST
+    weights: Tensor, factors: Sequence[Factor], roundings: Sequence[Rounding], block_size: int = WIDEST
 ) -> Tensor:
     """Codes int8 [B, N, K] of B matrices of equal shape at once, as `feed_back` gives them on a GPU.
 
@@ -140,27 +144,30 @@ def feed_back_many(
 
     Args:
         weights: [B, N, K].
-        factors: of each.
-        steps: [B, N].
-        top: largest level, at most 127.
+        factors, roundings: of each; roundings of the same groups and codes.
         block_size: columns between two updates of the rest, at most `WIDEST` are taken; speed, not result.
     """
-    columns, device = weights.shape[2], weights.device
-    order = torch.stack([factor.order for factor in factors]).to(device)[:, None].expand(weights.shape)
+    columns, device, same = weights.shape[2], weights.device, roundings[0]
+    order = torch.stack([factor.order for factor in factors]).to(device)
     upper = torch.stack([factor.upper.to(device, torch.float64) for factor in factors])
-    rest = weights.detach().double().gather(2, order)
-    codes, steps = torch.empty(weights.shape, dtype=torch.int8, device=device), steps.to(device).float()
-    width = min(block_size, WIDEST)
+    step = torch.stack([rounding.step.to(device).T for rounding in roundings]).contiguous()
+    zero = torch.stack([rounding.zero.to(device).T for rounding in roundings]).contiguous()
+    group = (order // same.size).to(torch.int32)
+    there = order[:, None].expand(weights.shape)
+    rest = weights.detach().double().gather(2, there)
+    codes, width = torch.empty(weights.shape, dtype=torch.int8, device=device), min(block_size, WIDEST)
     for start in range(0, columns, width):
         stop = min(start + width, columns)
         codes[:, :, start:stop], errors = gptq_block(
-            rest[:, :, start:stop], upper[:, start:stop, start:stop], steps, top
-        )
+            rest[:, :, start:stop], upper[:, start:stop, start:stop], step, zero, group[:, start:stop], same.lowest,
+            same.highest,
+        )  # fmt: skip
         if stop < columns:
             # fp64 has tensor cores of its own on data-centre GPUs and no lower precision that a flag lets in.
             rest[:, :, stop:].baddbmm_(errors, upper[:, start:stop, stop:], alpha=-1)
-    result = torch.empty_like(codes).scatter_(2, order, codes)
-    return result.masked_fill_(torch.stack([factor.dead for factor in factors]).to(device)[:, None], 0)
+    result = torch.empty_like(codes).scatter_(2, there, codes)
+    dead = torch.stack([factor.dead for factor in factors]).to(device)[:, None]
+    return torch.where(dead, zero.mT.repeat_interleave(same.size, 2)[:, :, :columns], result)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -168,19 +175,25 @@ def solve_block(
     weight: NDArray[np.float32],
     upper: NDArray[np.float32],
     step: NDArray[np.float32],
-    top: int,
+    zero: NDArray[np.float32],
+    group: NDArray[np.int64],
+    lowest: int,
+    highest: int,
     codes: NDArray[np.int8],
     errors: NDArray[np.float32],
 ) -> None:
-    """Solves a block of columns in place: weight, codes and errors [columns, N], upper [columns, columns]."""
+    """Solves a block of columns in place: weight, codes and errors [columns, N], upper [columns, columns]; step and
+    zero are [G, N], group [columns]."""
     columns, rows = weight.shape
+    low, high = np.float32(lowest), np.float32(highest)
     for j in range(columns):
         scale = np.float32(1) / upper[j, j]
+        g = group[j]
         for i in range(rows):
-            level = np.rint(weight[j, i] / step[i])
-            level = min(max(level, np.float32(-top)), np.float32(top))
-            codes[j, i] = np.int8(level)
-            errors[j, i] = (weight[j, i] - level * step[i]) * scale
+            level = np.rint(weight[j, i] / step[g, i])
+            level = min(max(level, low - zero[g, i]), high - zero[g, i])
+            codes[j, i] = np.int8(level + zero[g, i])
+            errors[j, i] = (weight[j, i] - level * step[g, i]) * scale
         for k in range(j + 1, columns):
             factor = upper[j, k]
             for i in range(rows):

@@ -1,20 +1,93 @@
-"""The grid of a row: symmetric levels ±(2^(bits-1) - 1) times one fp16 step, and the search for that step."""
+"""What codes of a fixed width may stand for: scales by rows or by groups of columns, with or without a zero.
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+A grid is a choice, made before any weight is seen; scales and zeros that fit a weight are found by `range_steps` and by
+`quantgolf.solve.search`. What rounding then has to know is a `Rounding`.
+"""
 
-import numba
-import numpy as np
+from dataclasses import dataclass
+from typing import Literal
+
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from quantgolf.errors import QuantGolfError
+from quantgolf.steps import LARGEST_SIXTEENTHS, Groups, Steps
 
-# On the demo and the golf model the median row wants 0.40 of its range at 2 bits, 0.64 at 3 and 0.82 at 4; one row in
-# a hundred wants less than 0.3 at 2 bits, 0.46 at 3 and 0.62 at 4.
-RATIOS = torch.linspace(0.2, 1.0, 41).tolist()
+Scales = Literal["fp16", "log"]
 SMALLEST = 2.0**-24  # fp16's smallest number; that steps near it are coarse costs little, codes follow the rounded step
+# The fp32 values of all logarithmic scales, from the smallest exponent on.
+POWERS = Groups(torch.arange(-LARGEST_SIXTEENTHS, LARGEST_SIXTEENTHS + 1, dtype=torch.int16)[None], None, 1).scales()[0]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The kind of grid that codes of a fixed width lie on.
+
+    Attributes:
+        group_size: neighbouring columns that share a scale, from the row's first on; the last group of a row may have
+            fewer. None, or more than there are: one scale a row.
+        symmetric: levels ±(2^(bits-1) - 1) times the scale. If not, all 2^bits codes, and a zero for each group: the
+            code that stands for 0, so that a group of one sign does not waste half of its codes.
+        scales: "fp16", or "log": 2^(e / 16) with whole e, which takes less than half as much of a file.
+    """
+
+    group_size: int | None = None
+    symmetric: bool = True
+    scales: Scales = "fp16"
+
+    def __post_init__(self) -> None:
+        if self.group_size is not None and (not isinstance(self.group_size, int) or self.group_size < 1):
+            raise QuantGolfError(
+                f"group_size is {self.group_size!r}, expected a whole number of columns from 1 on, for example 128, or "
+                "None for one scale a row"
+            )
+        if self.scales not in ("fp16", "log"):
+            raise QuantGolfError(f"scales is {self.scales!r}, expected 'fp16' or 'log'")
+
+    def size(self, columns: int) -> int:
+        """Columns of a group of a matrix with so many."""
+        return columns if self.group_size is None else min(self.group_size, columns)
+
+    def code_range(self, bits: int) -> tuple[int, int]:
+        """The lowest and the highest code of a width."""
+        return -top_level(bits) - (not self.symmetric), top_level(bits)
+
+
+ROWS = Grid()  # one fp16 scale a row, symmetric
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """What rounding a weight [N, K] to codes has to know: code c of (i, j) is (c - zero[i, g]) · step[i, g], with
+    g = ⌊j / size⌋.
+
+    Attributes:
+        step: fp32 [N, G], more than 0.
+        zero: int8 [N, G], from `lowest` to `highest`.
+        size: columns of a group.
+        lowest, highest: of the codes.
+    """
+
+    step: Tensor
+    zero: Tensor
+    size: int
+    lowest: int
+    highest: int
+
+    @staticmethod
+    def of(steps: Steps | Groups, bits: int, columns: int) -> "Rounding":
+        """That of a matrix [N, K] of codes of a width, K being `columns`."""
+        if isinstance(steps, Steps):
+            return Rounding.rows(steps.row, top_level(bits), columns)
+        step = values(steps.scale)
+        zero = torch.zeros_like(step, dtype=torch.int8) if steps.zero is None else steps.zero
+        lowest, highest = Grid(symmetric=steps.zero is None).code_range(bits)
+        return Rounding(step, zero, steps.size, lowest, highest)
+
+    @staticmethod
+    def rows(step: Tensor, top: int, columns: int) -> "Rounding":
+        """One step [N] a row of `columns` columns and the levels from -top to top."""
+        return Rounding(step.float()[:, None], torch.zeros_like(step[:, None], dtype=torch.int8), columns, -top, top)
 
 
 def top_level(bits: int) -> int:
@@ -22,134 +95,98 @@ def top_level(bits: int) -> int:
     return (1 << (bits - 1)) - 1
 
 
-def absmax_steps(weight: Tensor, bits: int) -> Tensor:
-    """fp16 steps [N] that put each row's largest magnitude on the last level.
+def nearest(weight: Tensor, rounding: Rounding) -> Tensor:
+    """Codes int8 [N, K]: the nearest one of each weight, clipped to the last."""
+    columns = weight.shape[1]
+    step, zero = (
+        side.repeat_interleave(rounding.size, 1)[:, :columns] if side.shape[1] > 1 else side
+        for side in (rounding.step, rounding.zero)
+    )
+    levels = (weight / step).round_()
+    return levels.add_(zero).clamp_(rounding.lowest, rounding.highest).to(torch.int8)
+
+
+def range_steps(weight: Tensor, bits: int, grid: Grid) -> Steps | Groups:
+    """Scales, and zeros where the grid has some, with which the last codes hold the range of each group's weights.
+
+    A scale is rounded to what is stored and the zero fits the rounded one, so that an end may lie up to half a scale
+    beyond the last code.
 
     Raises:
-        QuantGolfError: a row too large for an fp16 step.
+        QuantGolfError: weights too large for what a scale can be.
     """
-    return as_steps(weight.abs().amax(1) / top_level(bits))
+    size = grid.size(weight.shape[1])
+    low, high = ends(weight, size)
+    if grid.symmetric:
+        scale = stored(torch.maximum(-low, high) / top_level(bits), grid.scales, top_level(bits))
+        return packed(scale, None, size, grid)
+    spread = high - low
+    scale = stored(spread / ((1 << bits) - 1), grid.scales, (1 << bits) - 1)
+    return packed(scale, zeros_of(low, spread, values(scale), *grid.code_range(bits)), size, grid)
 
 
-def as_steps(step: Tensor) -> Tensor:
-    """Steps [N] rounded to fp16, at least the smallest there is (a row of zeros has to have some)."""
-    rounded = step.clamp(min=SMALLEST).to(torch.float16)
-    if rounded.isinf().any():
+def ends(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The lowest and the highest weight of each group [N, G], and 0 where all lie to one side of it: 0 is on every
+    grid."""
+    grouped = in_groups(weight, size)
+    return grouped.amin(2).clamp_(max=0), grouped.amax(2).clamp_(min=0)
+
+
+def in_groups(weight: Tensor, size: int) -> Tensor:
+    """[N, K] as [N, G, size], the last group of a row filled up with zeros."""
+    rows, columns = weight.shape
+    groups = -(-columns // size)
+    if groups * size != columns:
+        weight = torch.nn.functional.pad(weight, (0, groups * size - columns))
+    return weight.reshape(rows, groups, size)
+
+
+def zeros_of(low: Tensor, spread: Tensor, step: Tensor, lowest: int, highest: int) -> Tensor:
+    """int8 zeros with which the lowest code lies at the lower end of each group; 0 where nothing but zeros is."""
+    zero = (lowest - low / step).round_().clamp_(lowest, highest)
+    return torch.where(spread > 0, zero, 0).to(torch.int8)
+
+
+def stored(scale: Tensor, kind: Scales, levels: int) -> Tensor:
+    """Scales [...] as they are stored: fp16, or int16 exponents in sixteenths of an octave.
+
+    Logarithmic ones are the nearest, or the next larger where `levels` of them would end more than half of one short of
+    `levels` of what was asked for. Scales of nothing but zeros are fp16's smallest, or the middle one of all others.
+
+    Raises:
+        QuantGolfError: a scale too large for either.
+    """
+    if kind == "fp16":
+        rounded = scale.clamp(min=SMALLEST).to(torch.float16)
+        if rounded.isinf().any():
+            raise QuantGolfError(
+                f"a row or group needs the scale {float(scale.max()):.3g}, expected at most "
+                f"{torch.finfo(torch.float16).max:g} (fp16): scale the weight down, or take logarithmic scales"
+            )
+        return rounded
+    exact = 16 * scale.double().clamp(min=2.0**-140).log2()
+    least = (16 * (scale.double() * levels / (levels + 0.5)).clamp(min=2.0**-140).log2()).ceil()
+    exponents = torch.maximum(exact.round(), least)
+    if exponents.numel() and exponents.max() > LARGEST_SIXTEENTHS:
         raise QuantGolfError(
-            f"a row needs the step {float(step.max()):.3g}, expected at most {torch.finfo(torch.float16).max:g} "
-            "(fp16): scale the weight down"
+            f"a row or group needs the scale {float(scale.max()):.3g}, expected at most {float(POWERS[-1]):.3g}: scale "
+            "the weight down"
         )
-    return rounded
+    exponents, some = exponents.clamp_(min=-LARGEST_SIXTEENTHS), scale > 0
+    if not some.all():
+        exponents[~some] = exponents[some].median() if some.any() else 0.0
+    return exponents.to(torch.int16)
 
 
-def nearest(weight: Tensor, step: Tensor, bits: int) -> Tensor:
-    """Codes int8 [N, K]: the nearest level of each weight, clipped to the last."""
-    top = top_level(bits)
-    return (weight / step.float()[:, None]).round_().clamp_(-top, top).to(torch.int8)
+def values(scale: Tensor) -> Tensor:
+    """The fp32 values of stored scales, where they lie."""
+    if scale.dtype != torch.int16:
+        return scale.float()
+    return POWERS.to(scale.device)[scale.int() + LARGEST_SIXTEENTHS]
 
 
-def searched_steps(weight: Tensor, bits: int, importance: Tensor) -> Tensor:
-    """fp16 steps [N], each the clip of its row with the least Σ_j importance_j · error_ij² over `RATIOS`."""
-    largest = absmax_steps(weight, bits).float()
-    steps = as_steps(largest[:, None] * torch.tensor(RATIOS, device=weight.device))
-    if weight.device.type != "cpu":
-        return steps.gather(1, _searched(weight, importance, steps.float(), top_level(bits))[:, None])[:, 0]
-    chosen = np.empty(len(weight), dtype=np.int64)
-    with _threads_of_torch():
-        _search(_array(weight), _array(importance), steps.float().numpy(), top_level(bits), chosen)
-    return steps.gather(1, torch.from_numpy(chosen)[:, None])[:, 0]
-
-
-def _searched(weight: Tensor, importance: Tensor, steps: Tensor, top: int) -> Tensor:
-    """What `_search` finds, int64 [N], in plain torch where the weight lies; sums are taken in another order."""
-    least = torch.full_like(steps[:, 0], torch.inf)
-    chosen = torch.full(least.shape, steps.shape[1] - 1, device=steps.device)
-    for r in range(steps.shape[1]):
-        step = steps[:, r, None]
-        error = (weight / step).round_().clamp_(-top, top).mul_(step).sub_(weight)
-        loss = error.square_().mul_(importance).sum(1)
-        chosen = torch.where(loss < least, r, chosen)
-        least = torch.minimum(loss, least)
-    return chosen
-
-
-def rounded_costs(
-    weight: Tensor, step: Tensor, bits: int, importance: Tensor
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """On the CPU, histogram of the nearest levels [2·top + 1], Σ_j importance_j · error_ij² of each row, [N] fp64."""
-    top = top_level(bits)
-    counts = np.zeros((len(weight), 2 * top + 1), dtype=np.int32)
-    losses = np.empty(len(weight))
-    with _threads_of_torch():
-        _rounded_costs(_array(weight), _array(step), top, _array(importance), counts, losses)
-    return counts.sum(0, dtype=np.int64), losses
-
-
-@contextmanager
-def _threads_of_torch() -> Iterator[None]:
-    """As many threads as torch has, and torch keeps that number.
-
-    Numba's first parallel call sets OpenMP's number of threads, which is torch's too, to all cores. On two busy cores
-    that made a process with one thread 20 times slower, and its products differ from those before the call.
-    """
-    threads, mine = torch.get_num_threads(), numba.get_num_threads()
-    numba.set_num_threads(min(threads, mine))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(mine)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
-
-
-def _array(tensor: Tensor) -> NDArray[np.float32]:
-    array: NDArray[np.float32] = tensor.float().cpu().contiguous().numpy()
-    return array
-
-
-# Sums may be taken in any order: that is what lets a row be worked on eight numbers at a time. A row's sum does not
-# depend on the number of threads.
-@numba.njit(parallel=True, cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
-def _search(
-    weight: NDArray[np.float32],
-    importance: NDArray[np.float32],
-    steps: NDArray[np.float32],
-    top: int,
-    chosen: NDArray[np.int64],
-) -> None:
-    """Index of each row's best step among `steps` [N, ratios]; the first of equals, the last where none is finite."""
-    rows, columns = weight.shape
-    high = np.float32(top)
-    for i in numba.prange(rows):
-        least, best = np.float32(np.inf), steps.shape[1] - 1
-        for r in range(steps.shape[1]):
-            step = steps[i, r]
-            loss = np.float32(0)
-            for j in range(columns):
-                level = min(max(np.rint(weight[i, j] / step), -high), high)
-                error = weight[i, j] - level * step
-                loss += importance[j] * error * error
-            if loss < least:
-                least, best = loss, r
-        chosen[i] = best
-
-
-@numba.njit(parallel=True, cache=True, nogil=True, fastmath={"reassoc", "nsz", "contract"})
-def _rounded_costs(
-    weight: NDArray[np.float32],
-    step: NDArray[np.float32],
-    top: int,
-    importance: NDArray[np.float32],
-    counts: NDArray[np.int32],
-    losses: NDArray[np.float64],
-) -> None:
-    rows, columns = weight.shape
-    high = np.float32(top)
-    for i in numba.prange(rows):
-        loss = np.float32(0)
-        for j in range(columns):
-            level = min(max(np.rint(weight[i, j] / step[i]), -high), high)
-            error = weight[i, j] - level * step[i]
-            loss += importance[j] * error * error
-            counts[i, np.int64(level) + top] += 1
-        losses[i] = loss
+def packed(scale: Tensor, zero: Tensor | None, size: int, grid: Grid) -> Steps | Groups:
+    """Stored scales [N, G] of groups of `size` columns as what a file holds: one fp16 a row and no zero are `Steps`."""
+    if grid.symmetric and grid.scales == "fp16" and scale.shape[1] == 1:
+        return Steps(scale[:, 0])
+    return Groups(scale, zero, size)

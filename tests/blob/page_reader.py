@@ -17,6 +17,7 @@ DTYPES = dict(
 )
 DICTIONARY = PAGE.split("```")[1].strip("\n").encode()
 NUMPY = {"BOOL": "?", "U8": "u1", "I8": "i1", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
+Grouped = dict[int, tuple[int, bool, int | None]]  # columns of a group, whether zeros, base of logarithms
 
 
 class Reader:
@@ -93,19 +94,48 @@ def planes(r: Reader, count: int, size: int) -> bytes:
     return np.array(split, dtype=np.uint8).T.tobytes()
 
 
+def signed(m: int) -> int:
+    return m // 2 if m % 2 == 0 else -(m + 1) // 2
+
+
+def coded_steps(
+    steps: Reader, zeros: Reader, blocks: dict[int, tuple[tuple[int, int], int]], grouped: Grouped
+) -> dict[int, tuple[np.ndarray, np.ndarray | None]]:
+    """Scales [N, K] or [N, 1], fp32, and zeros [N, K] or None, of each block of codes, given its shape and storage."""
+    counts = {at: (n, -(-k // grouped[at][0]) if at in grouped else 1) for at, ((n, k), _) in blocks.items()}
+    values = planes(steps, sum(map(prod, counts.values())), 2)
+    found: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+    for at, (shape, _) in blocks.items():
+        here, values = values[: 2 * prod(counts[at])], values[2 * prod(counts[at]) :]
+        size, _, base = grouped.get(at, (1, False, None))
+        scale = np.frombuffer(here, "<f2").astype(np.float32).reshape(counts[at])
+        if base is not None:
+            e = np.frombuffer(here, "<i2").astype(np.int64) + base
+            assert abs(e).max() <= 1904
+            scale = np.array([power(8 * each) for each in e.tolist()], "<f4").reshape(counts[at])
+        if at in grouped:
+            assert 1 <= size <= shape[1] and shape[0] and np.isfinite(scale).all() and (scale >= 0).all()
+            scale = scale[:, np.arange(shape[1]) // size]
+        found[at] = scale, None
+    for bits in range(2, 9):
+        some = [at for at, (_, kind) in blocks.items() if kind % 16 == bits and at in grouped and grouped[at][1]]
+        plane = planes(zeros, sum(prod(counts[at]) for at in some), 1)
+        for at in some:
+            here, plane = plane[: prod(counts[at])], plane[prod(counts[at]) :]
+            zero = np.frombuffer(here, "u1").astype(np.int64).reshape(counts[at]) - 128
+            assert -(2 ** (bits - 1)) <= zero.min() <= zero.max() < 2 ** (bits - 1)
+            found[at] = found[at][0], zero[:, np.arange(blocks[at][0][1]) // grouped[at][0]]
+    assert (steps.at, zeros.at) == (len(steps.data), len(zeros.data))
+    return found
+
+
 PAIRS = re.findall(r"\((\d+),\s(\d+)\)\sfor\s(\d+)", PAGE.split("with (A, B) = ")[1])
 MACHINE = {int(states): (int(a), int(b)) for a, b, states in PAIRS}
-
-
 Known = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]
 
 
 def exponents(r: Reader, shapes: list[tuple[int, int]]) -> list[Known]:
     """Of each matrix exponents of rows and columns, their steps, and its spread."""
-
-    def signed(m: int) -> int:
-        return m // 2 if m % 2 == 0 else -(m + 1) // 2
-
     heads = [[signed(r.varint()) for _ in range(3)] for _ in shapes]
     parts = []
     for axis in (0, 1):
@@ -124,8 +154,11 @@ def exponents(r: Reader, shapes: list[tuple[int, int]]) -> list[Known]:
 
 
 def steps_of(e: np.ndarray, fine: np.ndarray | int = 0) -> np.ndarray:
-    powers = (32 * e.astype(np.int64) + fine).tolist()
-    return np.array([np.float32(float(np.float32(2 ** (p % 128 / 128))) * 2.0 ** (p // 128)) for p in powers], "<f4")
+    return np.array([power(p) for p in (32 * e.astype(np.int64) + fine).tolist()], "<f4")
+
+
+def power(p: int) -> np.float32:
+    return np.float32(float(np.float32(2 ** (p % 128 / 128))) * 2.0 ** (p // 128))
 
 
 def sequence(n: int, k: int, storage: int) -> list[tuple[int, int]]:
@@ -219,28 +252,31 @@ def read(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
         parts = [(i, n, prod(shapes[i][lead:]), kind) for n, kind in zip(rows, r.take(count), strict=True)]
         at = next(at for at, block in enumerate(blocks) if block[0] == i)
         blocks[at : at + 1] = parts
-    lengths = [r.varint() if kind < 128 and kind % 64 < 9 else 0 for *_, kind in blocks]
+    grouped: Grouped = {}
+    for at, (*_, kind) in enumerate(blocks):
+        if kind < 128 and kind % 64 > 15:
+            number = r.varint()
+            grouped[at] = number // 2, number % 2 == 1, signed(r.varint()) if kind % 64 >= 32 else None
+    lengths = [r.varint() if kind < 128 and kind % 16 < 9 else 0 for *_, kind in blocks]
     steps_size, small_size = r.varint(), r.varint()
-    leveled = [at for at, (*_, kind) in enumerate(blocks) if kind < 128 and kind % 64 > 8]
+    leveled = [at for at, (*_, kind) in enumerate(blocks) if kind < 128 and kind % 64 in (9, 10)]
     states, restart, exponents_size, levels_size = [r.varint() if leveled else 0 for _ in range(4)]
+    zeros_size = r.varint() if grouped else 0
     assert r.at == len(r.data)
     streams = [file.take(length) for length in lengths]
-    steps, small = Reader(file.take(steps_size)), Reader(file.take(small_size))
+    steps, zeros, small = Reader(file.take(steps_size)), Reader(file.take(zeros_size)), Reader(file.take(small_size))
     scales, ladder = Reader(file.take(exponents_size)), Reader(file.take(levels_size))
     assert file.at == len(file.data) - 8
     found: dict[int, np.ndarray] = {}
-    heights = [
-        0 if at in leveled or kind >= 128 else c if kind > 64 else n for at, (_, n, c, kind) in enumerate(blocks)
-    ]
-    row = np.frombuffer(planes(steps, sum(heights), 2), "<f2").astype(np.float32)
-    for at, (_, n, c, kind) in enumerate(blocks):
-        if kind < 128 and at not in leveled:
-            codes = np.array(symbols(streams[at], n * c), dtype=np.float32).reshape(heights[at], -1) - 128
-            assert abs(codes).max(initial=0) < 2 ** (kind % 64 - 1)
-            weight, row = codes * row[: heights[at], None], row[heights[at] :]
-            found[at] = weight.T if kind > 64 else weight
-    shapes_of = [(c, n) if kind > 64 else (n, c) for _, n, c, kind in (blocks[at] for at in leveled)]
-    known = exponents(scales, shapes_of) if leveled else []
+    shape_of = {at: (c, n) if kind > 64 else (n, c) for at, (_, n, c, kind) in enumerate(blocks) if kind < 128}
+    coded = {at: (shape, blocks[at][3]) for at, shape in shape_of.items() if at not in leveled}
+    for at, (scale, zero) in coded_steps(steps, zeros, coded, grouped).items():
+        kind, bits = blocks[at][3], blocks[at][3] % 16
+        codes = np.array(symbols(streams[at], prod(shape_of[at])), dtype=np.float32).reshape(shape_of[at]) - 128
+        assert -(2 ** (bits - 1)) + (zero is None) <= codes.min(initial=0) <= codes.max(initial=0) < 2 ** (bits - 1)
+        weight = (codes - (0 if zero is None else zero.astype(np.float32))) * scale
+        found[at] = weight.T if kind > 64 else weight
+    known = exponents(scales, [shape_of[at] for at in leveled]) if leveled else []
     climbed = levels(ladder, known, [blocks[at][3] for at in leveled], states, restart)
     for at, ladder_of, (*_, e, f, _) in zip(leveled, climbed, known, strict=True):
         weight = ladder_of.astype(np.float32) * (e[:, None] * f[None, :])

@@ -22,7 +22,7 @@ from quantgolf.encode.varint import varint
 from quantgolf.errors import FormatError, QuantGolfError
 from quantgolf.runtime import restore
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import Block, CodedModel, Exponents
+from quantgolf.types import Block, CodedModel, Exponents, Groups
 
 DESCRIPTION = {"family": "golf", "config": {"dim": 8}}
 
@@ -108,11 +108,51 @@ def diagonal_model() -> CodedModel:
     return encode_model(entries, TRELLIS)
 
 
+def grouped(
+    block: Block, n: int, k: int, bits: int, size: int, zeros: bool = False, logarithmic: bool = False
+) -> Quantized:
+    """Scales and zeros that reach both ends of what they may be, and codes that do as well."""
+    at, half = torch.arange(n * -(-k // size)).reshape(n, -1), 2 ** (bits - 1)
+    scale = (at * 5 % 37 - 200).short() if logarithmic else (at % 7 / 512 + 0.01).half()
+    if logarithmic:
+        scale[0, 0], scale[-1, -1] = 1904, -1904
+    zero = (at * 3 % (2 * half) - half).to(torch.int8) if zeros else None
+    codes = torch.arange(n * k).reshape(n, k) * 11 % (2 * half - (not zeros)) - half + (not zeros)
+    return Quantized(block, Groups(scale, zero, size), bits, encode_codes(codes.to(torch.int8)))
+
+
+@cache
+def grouped_model() -> CodedModel:
+    """Groups of every kind and width, whole, transposed and in a bank, beside steps of rows and levels."""
+    bank = (
+        grouped(Block("bank", 2, 0, 6), 6, 16, 4, 7),
+        Quantized(
+            Block("bank", 2, 6, 12), torch.linspace(0.01, 0.02, 6).half(), 4, encode_codes(torch.eye(6, 16).char())
+        ),
+        grouped(Block("bank", 2, 18, 24, transposed=True), 16, 6, 5, 4, zeros=True),
+    )
+    return encode_model(
+        [
+            Entry("emb.weight", torch.zeros(6, 9).half(), (grouped(Block("emb.weight", 1, 0, 6), 6, 9, 8, 1, True),)),
+            Entry("gain", torch.linspace(0.5, 1.5, 16)),
+            Entry("bank", torch.arange(384).reshape(4, 6, 16) / 8, bank),
+            Entry("up", torch.zeros(5, 9), (grouped(Block("up", 1, 0, 5, True), 9, 5, 2, 5, True, True),)),
+            Entry("down", torch.zeros(5, 9), (grouped(Block("down", 1, 0, 5), 5, 9, 5, 3, True, True),)),
+            Entry("rows", torch.zeros(5, 9), (grouped(Block("rows", 1, 0, 5), 5, 9, 3, 9, False, True),)),
+            Entry("c_fc.weight", torch.zeros(5, 9), (leveled("c_fc.weight", 1, 0, 5, 9, 5, transposed=True),)),
+            *(Entry(f"w{bits}", torch.zeros(2, 3), (grouped(Block(f"w{bits}", 1, 0, 2), 2, 3, bits, 2, True),))
+              for bits in (6, 7)),
+        ],
+        TRELLIS,
+    )  # fmt: skip
+
+
 HERE = Path(__file__).parent
 GOLDEN = {
     small_model: HERE / "golden_v0.qg",
     leveled_model: HERE / "golden_levels_v0.qg",
     diagonal_model: HERE / "golden_diagonals_v0.qg",
+    grouped_model: HERE / "golden_groups_v0.qg",
 }
 MAKERS = list(GOLDEN)
 

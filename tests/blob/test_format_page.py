@@ -18,7 +18,7 @@ from quantgolf.checkpoint import read_demo
 from quantgolf.encode import Entry, Leveled, Quantized, encode_codes, encode_model
 from quantgolf.runtime import restore
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import Block, Exponents
+from quantgolf.types import Block, Exponents, Groups
 
 
 def same(page: ModuleType, data: bytes) -> None:
@@ -31,7 +31,9 @@ def same(page: ModuleType, data: bytes) -> None:
         assert torch.equal(tensor.double(), torch.from_numpy(found[name].astype(np.float64))), name
 
 
-@pytest.mark.parametrize("name", ["golden_v0.qg", "golden_levels_v0.qg", "golden_diagonals_v0.qg"])
+@pytest.mark.parametrize(
+    "name", ["golden_v0.qg", "golden_levels_v0.qg", "golden_diagonals_v0.qg", "golden_groups_v0.qg"]
+)
 def test_the_golden_file_is_what_the_page_says(page: ModuleType, name: str) -> None:
     same(page, (Path(__file__).parent / name).read_bytes())
 
@@ -58,7 +60,7 @@ INDICES = st.one_of(st.integers(-3, 3), st.sampled_from([-127, 126, 500, -(2**20
 def cut_tensors(draw: st.DrawFn, page: ModuleType, trellis: Trellis) -> tuple[Entry, list[list[float]]]:
     """A tensor cut anywhere, and the [R, C] that comes back.
 
-    Its blocks are codes or either kind of levels, upright or transposed, or kept.
+    Its blocks are codes with steps or any groups, or either kind of levels, upright or transposed, or kept.
     """
     shape = draw(st.lists(st.integers(1, 4), min_size=1, max_size=4))
     lead = draw(st.integers(0, len(shape)))
@@ -97,15 +99,28 @@ def cut_tensors(draw: st.DrawFn, page: ModuleType, trellis: Trellis) -> tuple[En
                 expected[start + r] = values_of
             continue
         top = 2 ** (bits - 1) - 1
-        codes = draw(st.lists(st.lists(st.integers(-top, top), min_size=k, max_size=k), min_size=n, max_size=n))
-        steps = draw(st.lists(st.sampled_from([2.0**-12, 0.375, -1.0, 3.0]), min_size=n, max_size=n))
+        size, zeros = draw(st.none() | st.integers(1, k)), draw(st.booleans())
+        least = -top - (size is not None and zeros)
+        codes = draw(st.lists(st.lists(st.integers(least, top), min_size=k, max_size=k), min_size=n, max_size=n))
+        some = n if size is None else n * -(-k // size)
+        steps = draw(
+            st.lists(st.sampled_from([2.0**-12, 0.375, 3.0, *[-1.0] * (size is None)]), min_size=some, max_size=some)
+        )
+        groups, zero = None, [0] * some
+        if size is not None:
+            scale = torch.tensor(steps).half().view(n, -1)
+            if draw(st.booleans()):
+                e = draw(st.lists(st.integers(-1904, 1904), min_size=some, max_size=some))
+                scale, steps = torch.tensor(e).short().view(n, -1), [float(page.power(8 * each)) for each in e]
+            zero = draw(st.lists(st.integers(least, top), min_size=some, max_size=some)) if zeros else zero
+            groups = Groups(scale, torch.tensor(zero).to(torch.int8).view(n, -1) if zeros else None, size)
         for i in range(n):
             for j in range(k):
                 r, c = (j, i) if transposed else (i, j)
-                expected[start + r][c] = codes[i][j] * steps[i]
-        parts.append(
-            Quantized(block, torch.tensor(steps).half(), bits, encode_codes(torch.tensor(codes).to(torch.int8)))
-        )
+                g = i if size is None else i * -(-k // size) + j // size
+                expected[start + r][c] = float(np.float32(codes[i][j] - zero[g]) * np.float32(steps[g]))
+        stream = encode_codes(torch.tensor(codes).to(torch.int8))
+        parts.append(Quantized(block, groups or torch.tensor(steps).half(), bits, stream))
     return Entry("w", (values / 8).reshape(shape).to(dtype), tuple(draw(st.permutations(parts)))), expected
 
 
@@ -129,14 +144,24 @@ def test_any_cut_of_any_tensor_comes_back(page: ModuleType, data_of: st.DataObje
     same(page, data)
 
 
-@pytest.mark.parametrize("bits", [2, 5])
-def test_a_file_of_real_weights_is_what_the_page_says(page: ModuleType, bits: int) -> None:
+@pytest.mark.parametrize(("bits", "size"), [(2, None), (5, 100)])
+def test_a_file_of_real_weights_is_what_the_page_says(page: ModuleType, bits: int, size: int | None) -> None:
     top, entries = 2 ** (bits - 1) - 1, []
     for name, tensor in load_file(read_demo().checkpoint).items():
         parts: tuple[Quantized, ...] = ()
         if tensor.ndim == 2:
-            steps = (tensor.float().abs().amax(1) / top).half()
-            codes = (tensor / steps[:, None]).round().clamp(-top, top).to(torch.int8)
+            steps: torch.Tensor | Groups = (tensor.float().abs().amax(1) / top).half()
+            codes = (tensor / steps[:, None]).round()
+            if size is not None:
+                of = torch.arange(tensor.shape[1]) // size
+                padded = torch.nn.functional.pad(tensor.float(), (0, -tensor.shape[1] % size)).view(
+                    len(tensor), -1, size
+                )
+                exponents = (16 * (padded.abs().amax(2) / top).log2()).round().short()
+                zero = (padded.mean(2) / padded.std(2) * top).round().clamp(-top, top).to(torch.int8)
+                steps = Groups(exponents, zero, size)
+                codes = (tensor / steps.scales()[:, of]).round() + zero[:, of]
+            codes = codes.clamp(-top, top).to(torch.int8)
             parts = (Quantized(Block(name, 1, 0, len(tensor)), steps, bits, encode_codes(codes)),)
         entries.append(Entry(name, tensor, parts))
     assert sum(bool(entry.quantized) for entry in entries) > 10

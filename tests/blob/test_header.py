@@ -9,7 +9,7 @@ from quantgolf.blob import parse
 from quantgolf.blob.header import write_header
 from quantgolf.encode.varint import varint
 from quantgolf.errors import FormatError
-from quantgolf.types import CodedBlock, CodedModel, CodedTensor
+from quantgolf.types import CodedBlock, CodedGroups, CodedModel, CodedTensor
 
 Container = Callable[..., bytes]
 
@@ -79,6 +79,64 @@ def test_headers_with_diagonals_are_laid_out_as_written(container: Container) ->
             parse(container(bytes([0, 1, 0, 0, 1]) + b"w" + bytes([2, 2, 6, dtype, 10, 0, 0, 1, 1, 0, 0])))
 
 
+def test_headers_with_groups_are_laid_out_as_written(container: Container) -> None:
+    """Twice the size and whether there are zeros; the base of logarithms -130 as 259; the zeros' bytes at the end."""
+    blocks = (
+        CodedBlock(3, None, 4, b"ab", transposed=True, groups=CodedGroups(3, True, None)),
+        CodedBlock(1, None, 4, b"c"),
+        CodedBlock(2, None, 8, b"def", groups=CodedGroups(1, False, -130)),
+        CodedBlock(1, None, 2, b"", groups=CodedGroups(2, True, 5)),
+    )
+    coded = CodedModel((CodedTensor("w", (7, 2), "F32", 1, blocks),), b"12", b"", zeros=b"345")
+    header = bytes([0, 1, 0, 0, 1]) + b"w" + bytes(
+        [2, 7, 2, 13, 1, 1, 4, 3, 1, 2, 1, 64 + 16 + 4, 4, 32 + 8, 32 + 2, 7, 2, 131, 2, 5, 10, 2, 1, 3, 0, 2, 0, 3]
+    )  # fmt: skip
+    assert write_header(coded, None) == header
+    assert parse(container(header, b"abcdef12345"))[1] == coded
+    levels = CodedBlock(1, None, None, b"", levels=True)
+    both = CodedModel((CodedTensor("w", (2, 2), "F32", 1, (levels, blocks[3])),), b"", b"", b"1", b"23", 8, 4, b"45")
+    header = bytes([0, 1, 0, 0, 1]) + b"w" + bytes([2, 2, 2, 13, 1, 1, 2, 1, 1, 9, 34, 5, 10, 0, 0, 0, 8, 4, 1, 2, 2])
+    assert write_header(both, None) == header
+    assert parse(container(header, b"45123"))[1] == both
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers", "message"),
+    [
+        (20, [0, 0, 0, 0, 0], r"groups of 0 columns in a matrix \[2, 6\], expected 1 to 6"),
+        (20, [14, 0, 0, 0, 0], "groups of 7 columns"),
+        (84, [6, 0, 0, 0, 0], r"groups of 3 columns in a matrix \[6, 2\]"),
+        (40, [12, 128, 64, 0, 0, 0, 0], None),
+        (40, [12, 130, 64, 0, 0, 0, 0], "base of 4097, expected one within ±4096"),
+        (40, [12, 129, 64, 0, 0, 0, 0], "base of -4097, expected one within ±4096"),
+        (20, [12, 0, 0, 0], "asks for 1 bytes where 0 are left"),
+        (4, [0, 0, 0, 0], "1 bytes too many"),
+        (52, [0, 0, 0], "bits 52, expected"),
+        (17, [0, 0, 0], "bits 17, expected"),
+        (25, [0, 0, 0], "bits 25, expected"),
+    ],
+)
+def test_groups_that_nothing_writes_are_refused(
+    kind: int, numbers: list[int], message: str | None, container: Container
+) -> None:
+    data = container(bytes([0, 1, 0, 0, 1]) + b"w" + bytes([2, 2, 6, 13, kind, *numbers]))
+    if message is None:
+        assert parse(data)[1].has_groups
+    else:
+        with pytest.raises(FormatError, match=message):
+            parse(data)
+
+
+def test_scales_are_counted_before_anything_is_allocated(container: Container) -> None:
+    """Groups of one column: 5 bytes of scales and zeros beside the 2 of each weight."""
+    start = bytes([0, 1, 0, 0, 1]) + b"w" + varint(2) + varint(2**20) * 2
+    for size, most in ((1, 7 * 2**40), (2**20, 2 * 2**40 + 5 * 2**20)):
+        header = start + bytes([11, 20]) + varint(2 * size + 1) + bytes(4)
+        parse(container(header), max_decoded_bytes=most)
+        with pytest.raises(FormatError, match="decoded bytes"):
+            parse(container(header), max_decoded_bytes=most - 1)
+
+
 @pytest.mark.parametrize("kind", [9, 10, 73, 74])
 @pytest.mark.parametrize(
     ("numbers", "message"),
@@ -111,10 +169,11 @@ def test_trellises_that_nothing_writes_are_refused(
         (cut_header((6, 0), 1, [6], b"\4", lead=3), "merges 3 dimensions, expected 0 to 2"),
         (cut_header((6, 0), 2, [2, 4], b"\4\1"), "bits 1, expected"),
         (cut_header((6, 0), 2, [2, 4], b"\4\x41"), "bits 1, expected"),
-        (cut_header((6, 0), 2, [2, 4], b"\4\x24"), "bits 36, expected"),
+        (cut_header((6, 0), 2, [2, 4], b"\4\x0c"), "bits 12, expected"),
         (cut_header((6, 0), 2, [2, 4], b"\4\x0b"), "bits 11, expected"),
         (cut_header((6, 0), 2, [2, 4], b"\4\x4b"), "bits 11, expected"),
         (cut_header((6, 0), 2, [2, 4], b"\4\x2a"), "bits 42, expected"),
+        (cut_header((6, 0), 2, [2, 4], b"\4\x34"), "bits 52, expected"),
         (cut_header((6, 0), 2, [2, 4], b"\4\x8a"), "stored dtype F8_E5M2"),
         (cut_header((6, 0), 2, [2, 4], b"\4\x88"), "stored dtype I64"),
         (cut_header((6, 0), 2, [2, 4], b"\4\xff"), "names dtype 127"),

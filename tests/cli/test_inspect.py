@@ -15,7 +15,7 @@ from quantgolf.cli import main
 from quantgolf.cli.inspect import weighted_errors
 from quantgolf.encode import Entry, Quantized, encode_codes, encode_model
 from quantgolf.errors import QuantGolfError
-from quantgolf.types import Block, Calibration, CodedModel, WeightStats, WeightUse
+from quantgolf.types import Block, Calibration, CodedModel, Groups, WeightStats, WeightUse
 
 ORIGINAL = torch.arange(18).reshape(3, 2, 3).float()
 BLOCKS = {"bank.0": Block("bank", 2, 0, 2, transposed=True), "bank.2": Block("bank", 2, 4, 6)}
@@ -49,7 +49,8 @@ def test_a_cut_tensor_has_a_row_for_each_block(
         "scale": ([4], False, None, "F16"),
     }
     assert all(r["parameter"] == "bank" and r["aliases"] == ["tied"] for name, r in rows.items() if name != "scale")
-    spent = sum(row[kind] for row in rows.values() for kind in ("code_bytes", "step_bytes", "small_bytes"))
+    kinds = ("code_bytes", "step_bytes", "zero_bytes", "small_bytes")
+    spent = sum(row[kind] for row in rows.values() for kind in kinds)
     assert spent + document["overhead_bytes"] == pytest.approx(path.stat().st_size)
     assert {"bank.0", "bank.1", "bank.2", "scale"} <= set(run("inspect", path).split())
 
@@ -58,6 +59,47 @@ def test_a_cut_tensor_has_a_row_for_each_block(
     tensors = load_file(back)
     assert list(tensors) == ["bank", "scale", "tied"] and torch.equal(tensors["bank"], tensors["tied"])
     assert tensors["bank"].tolist() == [[[1] * 3] * 2, ORIGINAL[1].tolist(), [[2] * 3] * 2]
+
+
+def test_groups_have_columns_of_their_own(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*arguments: object) -> str:
+        monkeypatch.setattr(sys, "argv", ["quantgolf", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        assert not caught.value.code
+        return capsys.readouterr().out
+
+    parts = {
+        "halves": Groups(torch.ones(6, 4).half(), None, 3),
+        "logs": Groups(torch.full((6, 2), -50).short(), torch.ones(6, 2).char(), 6),
+        "rows": torch.ones(6).half(),
+    }
+    codes = encode_codes(torch.ones(6, 12, dtype=torch.int8))
+    entries = [
+        Entry(name, torch.zeros(6, 12), (Quantized(Block(name, 1, 0, 6), steps, 4, codes),))
+        for name, steps in parts.items()
+    ]
+    path = tmp_path / "a.qg"
+    write_blob(path, pack(encode_model([*entries, Entry("kept", torch.ones(3))]), None))
+    document = json.loads(run("inspect", path, "--json"))
+    assert {name: row["groups"] for name, row in document["tensors"].items()} == {
+        "halves": {"size": 3, "zeros": False, "scales": "fp16"},
+        "logs": {"size": 6, "zeros": True, "scales": "log"},
+        "rows": None,
+        "kept": None,
+    }
+    kinds, rows = document["kinds"], document["tensors"]
+    assert list(kinds) == ["codes", "steps", "scales", "zeros", "small tensors", "header", "checksum"]
+    assert sum(kinds.values()) == document["bytes"] == path.stat().st_size
+    assert kinds["zeros"] == rows["logs"]["zero_bytes"] > 0 == rows["halves"]["zero_bytes"]
+    steps = [rows[name]["step_bytes"] for name in parts]
+    assert steps[0] == pytest.approx(2 * steps[1]) == pytest.approx(4 * steps[2])
+    assert kinds["scales"] == round(steps[0] + steps[1])
+    shown = run("inspect", path)
+    assert "3, fp16 scales" in shown and "6, log scales and zeros" in shown and "groups" in shown
+    assert document["side_share"] > 0.5
 
 
 def test_errors_are_those_of_the_matrices() -> None:

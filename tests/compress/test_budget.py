@@ -1,5 +1,6 @@
 """The byte contract: never over, refused early, and the nearest size named is one that works."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from quantgolf.compress import calibrate, compress, refuse_unreachable
 from quantgolf.compress.budget import fit
 from quantgolf.data import Tokenizer, read_corpus
 from quantgolf.errors import BudgetError, QuantGolfError
+from quantgolf.types import Choice
 
 
 class Fake:
@@ -20,13 +22,27 @@ class Fake:
     def __init__(self, real: dict[tuple[str, int], int]) -> None:
         self.real, self.solved = real, set()
 
-    def solve(self, bits_of: dict[str, int], progress: Any = None) -> dict[str, Any]:
-        self.solved.update(bits_of.items())
-        return {name: type("Solved", (), {"codes": bytes(self.real[name, b])}) for name, b in bits_of.items()}
+    def solve(self, choices: dict[str, Choice], progress: Any = None) -> dict[str, Any]:
+        self.solved.update(choices.items())
+        return {name: type("Solved", (), {"size": self.real[name, c.bits]}) for name, c in choices.items()}
 
 
-def costs(names: str) -> dict[str, dict[int, Cost]]:
-    return {name: {bits: Cost(bits * 1000, 4.0**-bits) for bits in range(2, 9)} for name in names}
+def costs(names: str) -> dict[str, dict[Choice, Cost]]:
+    return {name: {Choice(bits): Cost(bits * 1000, 4.0**-bits) for bits in range(2, 9)} for name in names}
+
+
+def bytes_of(real: dict[tuple[str, int], int], extra: int = 100, wobble: int = 0) -> Any:
+    """The size of a file as `fit` asks for it."""
+
+    def size(choices: dict[str, Choice]) -> int:
+        bits = {name: choice.bits for name, choice in choices.items()}
+        return extra + wobble * (bits["a"] % 2) + sum(real[item] for item in bits.items())
+
+    return size
+
+
+def plain(bits: dict[str, int]) -> dict[str, Choice]:
+    return {name: Choice(width) for name, width in bits.items()}
 
 
 def test_predictions_that_are_too_low_never_lead_over_the_budget() -> None:
@@ -34,33 +50,46 @@ def test_predictions_that_are_too_low_never_lead_over_the_budget() -> None:
         (name, bits): int(bits * 1000 * factor) for name, factor in (("a", 1.1), ("b", 1.3)) for bits in range(2, 9)
     }
     fake = Fake(real)
-    size = lambda bits: 100 + sum(real[name, b] for name, b in bits.items())  # noqa: E731
+    size = bytes_of(real)
     for limit in range(5000, 20_000, 777):
         plan = fit(fake, costs("ab"), size, limit)  # type: ignore[arg-type]
-        assert size(plan.bits) == plan.predicted_bytes <= limit
+        assert size(plan.choices) == plan.predicted_bytes <= limit
         best = min(
-            (4.0**-a + 4.0**-b for a in range(2, 9) for b in range(2, 9) if size({"a": a, "b": b}) <= limit),
+            (4.0**-a + 4.0**-b for a in range(2, 9) for b in range(2, 9) if size(plain({"a": a, "b": b})) <= limit),
         )
         assert plan.predicted_loss == pytest.approx(best)
     assert len(fake.solved) <= 14
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_many_predictions_that_are_far_too_low_still_lead_to_a_plan(seed: int) -> None:
+    """More choices than rounds, and every one a disappointment."""
+    names, generator = "abcdefghijkl", random.Random(seed)
+    real = {(name, b): int(b * 1000 * generator.uniform(1.05, 1.6)) for name in names for b in range(2, 9)}
+    size = bytes_of(real)
+    least = size(plain(dict.fromkeys(names, 2)))
+    for limit in (least, least + 500, 60_000, 80_000):
+        plan = fit(Fake(real), costs(names), size, limit)  # type: ignore[arg-type]
+        assert size(plan.choices) == plan.predicted_bytes <= limit
+        assert limit < least + 501 or plan.predicted_loss < len(names) * 4.0**-2 / 4
 
 
 @pytest.mark.parametrize("wobble", [0, 7, 300])
 def test_what_is_predicted_exactly_still_has_to_leave_room_for_the_rest(wobble: int) -> None:
     """Header, steps and kept tensors are learned from the first file, and may differ from plan to plan."""
     exact = {(name, bits): bits * 1000 for name in "ab" for bits in range(2, 9)}
-    size = lambda bits: 5000 + wobble * (bits["a"] % 2) + sum(exact[item] for item in bits.items())  # noqa: E731
+    size = bytes_of(exact, 5000, wobble)
     for limit in range(9500, 22_000, 777):
         plan = fit(Fake(exact), costs("ab"), size, limit)  # type: ignore[arg-type]
-        assert size(plan.bits) == plan.predicted_bytes <= limit
+        assert size(plan.choices) == plan.predicted_bytes <= limit
         every = [{"a": a, "b": b} for a in range(2, 9) for b in range(2, 9)]
-        best = min(4.0 ** -bits["a"] + 4.0 ** -bits["b"] for bits in every if size(bits) + wobble <= limit)
+        best = min(4.0 ** -bits["a"] + 4.0 ** -bits["b"] for bits in every if size(plain(bits)) + wobble <= limit)
         assert plan.predicted_loss <= best * (1 + 1e-9)
 
 
 def test_unreachable_budgets_name_the_smallest_size() -> None:
     real = {(name, bits): bits * 1200 for name in "ab" for bits in range(2, 9)}
-    size = lambda bits: 100 + sum(real[name, b] for name, b in bits.items())  # noqa: E731
+    size = bytes_of(real)
     for limit in (1, 4000, 4899):
         with pytest.raises(BudgetError) as caught:
             fit(Fake(real), costs("ab"), size, limit)  # type: ignore[arg-type]

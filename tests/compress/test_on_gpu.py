@@ -25,7 +25,7 @@ from quantgolf.ranks import Ranks
 from quantgolf.runtime import restore
 from quantgolf.solve import SolveOptions, diagonals, gptq, slope, solver
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import Calibration
+from quantgolf.types import Calibration, Choice
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 SOLVERS = ["slope", "gptq", "gptq_lite", "rtn"]
@@ -135,7 +135,7 @@ def test_equal_shapes_are_solved_together_within_a_bound(
     way.draft(SLOPE)
     assert sorted(found) == expected
     found = counted(monkeypatch, candidates, "feed_back_many")
-    candidates.Candidates(matrices, learned.stats, "gptq", SolveOptions()).solve(dict.fromkeys(matrices, 4))
+    candidates.Candidates(matrices, learned.stats, "gptq", SolveOptions()).solve(dict.fromkeys(matrices, Choice(4)))
     assert sorted(found) == [many for many in expected if many > 1]  # one alone goes another way
 
 

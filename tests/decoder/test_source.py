@@ -22,10 +22,11 @@ from quantgolf.decoder.source import load
 from quantgolf.encode import DTYPES, Entry, Leveled, Quantized, encode_codes, encode_model
 from quantgolf.runtime import restore
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import Block, CodedModel, Exponents
+from quantgolf.types import Block, CodedModel, Exponents, Groups
 
+F16, F32 = frozenset({"F16"}), frozenset({"F32"})
 BLOB = Path(__file__).parents[1] / "blob"
-GOLDEN = [BLOB / f"golden_{name}v0.qg" for name in ("", "levels_", "diagonals_")]
+GOLDEN = [BLOB / f"golden_{name}v0.qg" for name in ("", "levels_", "diagonals_", "groups_")]
 
 
 def bits(tensor: Tensor) -> bytes:
@@ -82,6 +83,19 @@ def drawn_fine(draw: st.DrawFn, count: int) -> Tensor | None:
     )
 
 
+def drawn_groups(draw: st.DrawFn, n: int, k: int, bits_of: int) -> Groups:
+    """Scales and zeros of any groups, from the least there is to the largest."""
+    size = draw(st.integers(1, k))
+    counts = n, -(-k // size)
+    logs, halves = st.sampled_from([-1904, -1900, -37, 0, 5, 1904]), st.sampled_from([0.0, 2.0**-24, 0.3, 65504.0])
+    logarithmic, least = draw(st.booleans()), -(2 ** (bits_of - 1))
+    scale = [draw(logs if logarithmic else halves) for _ in range(prod(counts))]
+    zero = None
+    if draw(st.booleans()):
+        zero = torch.tensor([draw(st.integers(least, -least - 1)) for _ in scale], dtype=torch.int8).view(counts)
+    return Groups(torch.tensor(scale, dtype=torch.int16 if logarithmic else torch.float16).view(counts), zero, size)
+
+
 @st.composite
 def drawn_tensor(draw: st.DrawFn, name: str, trellis: Trellis) -> Entry:
     """A tensor of any dtype, kept, or cut into blocks of codes and levels, upright and transposed, and kept rows."""
@@ -100,17 +114,18 @@ def drawn_tensor(draw: st.DrawFn, name: str, trellis: Trellis) -> Entry:
     rows, columns = prod(shape[:lead]), prod(shape[lead:])
     parts: list[Quantized | Leveled] = []
     for start, stop in pairwise([0, *sorted(draw(st.sets(st.integers(1, rows))) | {rows})]):
-        kind, transposed = draw(st.sampled_from(["kept", "codes", "levels"])), draw(st.booleans())
+        kind, transposed = draw(st.sampled_from(["kept", "codes", "groups", "levels"])), draw(st.booleans())
         n, k = (columns, stop - start) if transposed else (stop - start, columns)
         block = Block(name, lead, start, stop, transposed)
-        if kind == "codes":
+        if kind in ("codes", "groups"):
             bits_of = draw(st.integers(2, 8))
+            groups = drawn_groups(draw, n, k, bits_of) if kind == "groups" else None
             top = 2 ** (bits_of - 1) - 1
-            codes = draw(st.lists(st.integers(-top, top), min_size=n * k, max_size=n * k))
+            least = -top - (groups is not None and groups.zero is not None)
+            codes = draw(st.lists(st.integers(least, top), min_size=n * k, max_size=n * k))
             steps = torch.tensor(draw(st.lists(st.sampled_from([2.0**-12, 0.3, -1.0, 3.0]), min_size=n, max_size=n)))
-            parts.append(
-                Quantized(block, steps.half(), bits_of, encode_codes(torch.tensor(codes, dtype=torch.int8).view(n, k)))
-            )
+            stream = encode_codes(torch.tensor(codes, dtype=torch.int8).view(n, k))
+            parts.append(Quantized(block, groups or steps.half(), bits_of, stream))
         elif kind == "levels":
             indices = np.array(draw(st.lists(INDEX, min_size=n * k, max_size=n * k)), dtype=np.int64).reshape(n, k)
             # Products of steps down to 2^-250, which is zero; through every subnormal; up to 2^90.
@@ -197,13 +212,15 @@ def test_features_are_those_of_the_file() -> None:
     trellis = Trellis(4)
     original, part = ladder("w", (4, 5), trellis, 0)
     plain = features_of(encode_model([Entry("w", original, (part,)), Entry("g", torch.ones(3))], trellis))
-    assert plain == Features(levels=True, diagonals=False, codes=False, cuts=False, dtypes=frozenset({"F16", "F32"}))
+    assert plain == Features(levels=True, diagonals=False, codes=False, groups=False, cuts=False, dtypes=F16 | F32)
     original, turned = ladder("w", (4, 5), trellis, 0, diagonal=True)
     along = features_of(encode_model([Entry("w", original, (turned,)), Entry("g", torch.ones(3))], trellis))
     assert along == replace(plain, diagonals=True)
     bank = Quantized(Block("w", 1, 0, 2), torch.ones(2).half(), 3, encode_codes(torch.zeros(2, 5, dtype=torch.int8)))
     cut = features_of(encode_model([Entry("w", original, (bank,))]))
-    assert cut == Features(levels=False, diagonals=False, codes=True, cuts=True, dtypes=frozenset({"F16"}))
+    by_groups = replace(bank, steps=Groups(torch.ones(2, 3).half(), None, 2))
+    assert features_of(encode_model([Entry("w", original, (by_groups,))])) == replace(cut, groups=True)
+    assert cut == Features(levels=False, diagonals=False, codes=True, groups=False, cuts=True, dtypes=F16)
 
 
 def run(code: bytes) -> Any:
@@ -237,8 +254,8 @@ def test_a_decoder_without_a_feature_is_smaller_and_lacks_it() -> None:
     assert "np.roll" in export_decoder(features_of(turned), readable=True).decode()
     with pytest.raises((AssertionError, ValueError)):  # whatever the wrong tables lead to
         same(pack(turned, None), run(export_decoder(replace(features_of(turned), diagonals=False))))
-    fixed = export_decoder(Features(False, False, True, False, frozenset({"F32", "F16"})), readable=True).decode()
-    assert "def leveled" not in fixed and "def power" not in fixed and "LEVELS" not in fixed
+    fixed = export_decoder(Features(False, False, True, False, False, F16 | F32), readable=True).decode()
+    assert not any(name in fixed for name in ("def leveled", "def power", "def grouped", "LEVELS", "GROUPS"))
 
 
 def imported(text: str) -> set[str]:
@@ -258,10 +275,12 @@ def test_only_allowed_modules_are_imported() -> None:
 
 # With python-minifier 3.4.0; the sizes docs/format.md names.
 SIZES = [
-    ({}, ALL, 2461),
-    ({"ascii_only": True}, ALL, 3006),
-    ({}, Features(True, False, False, False, frozenset({"F16"})), 2285),
-    ({}, Features(True, True, False, False, frozenset({"F16"})), 2327),
+    ({}, ALL, 2654),
+    ({"ascii_only": True}, ALL, 3249),
+    ({}, Features(True, False, False, False, False, F16), 2285),
+    ({}, Features(True, True, False, False, False, F16), 2327),
+    ({}, Features(False, False, True, False, False, F16), 1912),
+    ({}, Features(False, False, True, True, False, F16), 2147),
 ]
 
 

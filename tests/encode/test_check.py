@@ -35,8 +35,8 @@ def one(rows: int, columns: int, bits: int = 4, **place: object) -> Quantized:
         (Entry("w", torch.zeros(5, 7), (replace(one(5, 7), bits=9),)), "bits 9, expected one of 2"),
         (Entry("w", torch.zeros(5, 7), (one(4, 7, stop=5),)), r"steps \[4\], expected finite torch.float16 \[5\]"),
         (Entry("w", torch.zeros(5, 7), (one(5, 7, transposed=True),)), r"steps \[5\], expected .* \[7\]"),
-        (Entry("w", torch.zeros(5, 7), (replace(one(5, 7), row=torch.ones(5)),)), "float32 steps"),
-        (Entry("w", torch.zeros(2, 3), (replace(one(2, 3), row=torch.tensor([1, np.inf]).half()),)), "expected finite"),
+        (Entry("w", torch.zeros(5, 7), (replace(one(5, 7), steps=torch.ones(5)),)), "float32 steps"),
+        (Entry("w", torch.zeros(1, 3), (replace(one(1, 3), steps=torch.tensor([np.inf]).half()),)), "expected finite"),
         (Entry("w", torch.zeros(5, 7, dtype=torch.int64), (one(5, 7),)), "floating point"),
         (Entry("w", torch.zeros(2, dtype=torch.complex64)), "complex64, expected one of"),
         (Entry("w", torch.zeros(2), aliases=("w",)), "used twice"),
@@ -113,7 +113,7 @@ def test_streams_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(FormatError):
             list(decode_model(broken))
-    with pytest.raises(FormatError, match="w has a code of magnitude 7, expected at most 1 for 2 bits"):
+    with pytest.raises(FormatError, match="w has codes from -7 to 7, expected -1 to 1 for 2 bits without zeros"):
         list(decode_model(changed(bits=2)))
 
 

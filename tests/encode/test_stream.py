@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantgolf.encode import coded_bytes, decode_codes, decode_stream, encode_codes, encode_stream
+from quantgolf.encode import Codec, coded_bytes, decode_codes, decode_stream, encode_codes, encode_stream
 from quantgolf.encode.stream import RANS, RAW, ZSTD
 from quantgolf.errors import FormatError, QuantGolfError
 
@@ -34,6 +34,23 @@ def test_the_smallest_codec_wins_and_returns(codec: int, symbols: np.ndarray) ->
     payload = encode_stream(symbols)
     assert payload[0] == codec
     assert np.array_equal(decode_stream(payload, len(symbols)), symbols)
+
+
+@pytest.mark.parametrize(("codec", "name"), [("rans", RANS), ("zstd", ZSTD)])
+def test_a_codec_that_is_asked_for_is_taken_and_returns(codec: Codec, name: int) -> None:
+    bell = (np.random.default_rng(0).normal(0, 2, 9000).round() + 128).astype(np.uint8)
+    for symbols in (bell, np.tile(np.arange(100, dtype=np.uint8), 50)):
+        payload = encode_stream(symbols, codec)
+        assert payload[0] == name and np.array_equal(decode_stream(payload, len(symbols)), symbols)
+        assert len(payload) >= len(encode_stream(symbols))
+    noise = np.random.default_rng(0).permutation(256).astype(np.uint8)
+    assert encode_stream(noise, codec)[0] == RAW  # which neither makes smaller
+    assert encode_stream(noise[:0], codec) == b""
+
+
+def test_other_codecs_are_refused() -> None:
+    with pytest.raises(QuantGolfError, match="codec is 'lzma', expected one of auto, rans, zstd"):
+        encode_stream(np.empty(0, dtype=np.uint8), "lzma")  # type: ignore[arg-type]
 
 
 @given(st.lists(st.integers(-127, 127), min_size=1, max_size=60))

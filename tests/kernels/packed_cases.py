@@ -26,8 +26,10 @@ def case(
     outliers: int = 0,
     group_size: int = 0,
     zero: bool = False,
+    narrow: bool = False,
 ) -> Case:
-    """Random codes over the whole width, unsigned where there are zeros, `outliers` of them far beyond it."""
+    """Random codes over the whole width, unsigned where there are zeros, `outliers` of them far beyond it; scales and
+    zeros `narrow` as files have them, in fp16 and int8."""
     generator = torch.Generator().manual_seed(seed)
     rows, columns = shape
     half = 0 if zero else 1 << (bits - 1)
@@ -41,6 +43,9 @@ def case(
     groups = (rows, -(-columns // group_size)) if group_size else None
     scale = torch.rand(groups, generator=generator) + 0.5 if groups else None
     middle = torch.rand(groups, generator=generator) * (1 << bits) if groups and zero else None
+    if narrow and scale is not None:
+        scale = scale.half()
+        middle = None if middle is None else (middle - 128).to(torch.int8)
     weight = codes.double()
     if scale is not None:
         spread = torch.arange(columns) // group_size

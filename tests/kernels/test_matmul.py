@@ -61,6 +61,21 @@ def test_groups_with_scales_and_zeros(many: int, group_size: int, zero: bool, bi
     assert product(many, (9, 256), bits, torch.float16, device, group_size=group_size, zero=zero) < 2e-3
 
 
+@pytest.mark.parametrize("bits", [5, 8])
+@pytest.mark.parametrize("zero", [False, True])
+@pytest.mark.parametrize(("many", "group_size"), [(1, 512), (3, 48)])
+def test_scales_and_zeros_as_narrow_as_files_have_them(
+    many: int, group_size: int, zero: bool, bits: int, device: torch.device
+) -> None:
+    """512 is more than all columns: of one group a row."""
+    given: dict[str, Any] = {"group_size": group_size, "zero": zero, "narrow": True}
+    made = case((5, 264), bits, device, **given).packed
+    assert made.scale is not None and made.scale.dtype == torch.float16
+    assert (made.zero is None) if not zero else made.zero is not None and made.zero.dtype == torch.int8
+    assert product(many, (5, 264), bits, torch.float32, device, outliers=4, **given) < BOUNDS[torch.float32]
+    assert product(many, (5, 130), bits, torch.float16, device, **given) < 2e-3
+
+
 def test_many_outliers_in_one_row_and_none_in_others(device: torch.device) -> None:
     for many in (1, 2):
         assert product(many, (5, 96), 3, torch.float32, device, outliers=130) < BOUNDS[torch.float32]
@@ -154,3 +169,19 @@ def test_gemm_uses_hoppers_tensor_cores(widths: tuple[int, ...], ahead: Callable
         assert kernel["wgmma"] > 0, "no wgmma"
         # Words go to registers as they are: what is stored to shared memory on the way is the result alone.
         assert any(op.startswith("HGMMA") for op in kernel["code"])
+
+
+NARROW = """
+from quantgolf_kernels.gemm import gemm
+from quantgolf_kernels.gemv import gemv
+from quantgolf_kernels.packing import row_words
+data, row = torch.empty(4096, row_words(4, 4096), dtype=torch.int32), torch.empty(4096)
+scale, zero = torch.empty(4096, 64, dtype=torch.float16), torch.empty(4096, 64, dtype=torch.int8)
+for many, kernel, config in ((1, gemv, {gemv}), (16, gemm, {gemm})):
+    kernel(torch.empty(many, 4096, dtype=torch.bfloat16), data, row, None, None, scale, zero, 4, 8, 4096, 64, config)
+"""
+
+
+def test_narrow_scales_and_zeros_compile_for_hopper(ahead: Callable[[str], list[dict[str, Any]]]) -> None:
+    found = {kernel["name"]: kernel for kernel in ahead(NARROW.format(gemv=GEMV, gemm=GEMM))}
+    assert set(found) == {"gemv_kernel", "prepare_kernel", "gemm_kernel"} and found["gemm_kernel"]["wgmma"] > 0

@@ -88,6 +88,18 @@ def test_chosen_rows_are_those_rows() -> None:
     assert torch.equal(weights(rows(packed, chosen[:0])), weights(packed)[chosen[:0]])
 
 
+def test_scales_and_zeros_stay_as_narrow_as_they_come() -> None:
+    codes = torch.randint(-8, 8, (5, 40), generator=torch.Generator().manual_seed(0), dtype=torch.int8)
+    scale, zero = torch.rand(5, 3).half() + 0.1, torch.randint(-8, 8, (5, 3), dtype=torch.int8)
+    narrow = pack(codes, torch.ones(5), scale=scale, zero=zero, group_size=16)
+    wide = pack(codes, torch.ones(5), scale=scale.double(), zero=zero.float(), group_size=16)
+    assert wide.nbytes - narrow.nbytes == 5 * 3 * (2 + 3)
+    of = torch.arange(40) // 16
+    wanted = (codes.float() - zero[:, of].float()) * scale[:, of].float()
+    assert torch.equal(weights(narrow), wanted) and torch.equal(weights(wide), wanted)
+    assert torch.equal(weights(rows(narrow, torch.tensor([3, 0]))), wanted[[3, 0]])
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -103,6 +115,8 @@ def test_chosen_rows_are_those_rows() -> None:
         ({"scale": torch.ones(2, 1)}, "group_size is 0 with a scale"),
         ({"scale": torch.ones(2, 1), "group_size": 24}, "group_size is 24 with a scale, expected a multiple of 16"),
         ({"zero": torch.ones(2, 1)}, "zero is given without a scale"),
+        ({"scale": torch.ones(2, 1).char(), "group_size": 16}, "scale is torch.int8"),
+        ({"scale": torch.ones(2, 1), "zero": torch.ones(2, 1).int(), "group_size": 16}, "zero is torch.int32"),
         ({"scale": torch.ones(2, 2), "group_size": 16}, r"scale is torch.float32 \[2, 2\]"),
         ({"codes": torch.full((2, 3), LARGEST_CODE + 1, dtype=torch.int32)}, "codes reach 16777217, expected at most"),
     ],

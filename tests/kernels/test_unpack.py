@@ -41,10 +41,11 @@ def test_tokens_that_are_none_give_nan_and_read_nothing(device: torch.device) ->
     assert torch.equal(found[1], weights(packed)[2]) and found[[0, 2, 3]].isnan().all()
 
 
+@pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("zero", [False, True])
-def test_groups(zero: bool, device: torch.device) -> None:
+def test_groups(zero: bool, narrow: bool, device: torch.device) -> None:
     for bits in (3, 4, 8):
-        packed = case((5, 200), bits, device, group_size=48, zero=zero, outliers=7).packed
+        packed = case((5, 200), bits, device, group_size=48, zero=zero, outliers=7, narrow=narrow).packed
         assert torch.equal(unpacked(packed, None, torch.float32), weights(packed))
 
 

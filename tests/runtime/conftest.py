@@ -18,7 +18,7 @@ from quantgolf.data import Corpus
 from quantgolf.encode import Entry, Leveled, Quantized, encode_codes, encode_model
 from quantgolf.models.golf import Golf, GolfConfig
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import Block, Exponents
+from quantgolf.types import Block, CodedGroups, Exponents, Groups
 
 TESTS = Path(__file__).parents[1]
 Make = Callable[..., Path]
@@ -59,18 +59,40 @@ def rounded(tensor: Tensor, block: Block, levels: bool) -> Quantized | Leveled:
     return Quantized(block, row, 4, encode_codes(codes))
 
 
+def by_groups(tensor: Tensor, block: Block, groups: CodedGroups) -> Quantized:
+    """A block to 4 bits with a scale and maybe a zero for some neighbouring columns; `base` says that it is a log."""
+    weight = block.matrix(tensor.float())
+    size = min(groups.size, weight.shape[1])
+    parts = weight.split(size, dim=1)
+    low = torch.stack([part.amin(1) for part in parts], 1).clamp(max=0)
+    high = torch.stack([part.amax(1) for part in parts], 1).clamp(min=0)
+    scale = ((high - low) / 15 if groups.zeros else torch.maximum(high, -low) / 7).clamp(min=1e-4)
+    scale = scale.half() if groups.base is None else (16 * scale.log2()).round().short()
+    made = Groups(scale, None, size)
+    if groups.zeros:
+        made = Groups(scale, (-8 - low / made.scales()).round().clamp(-8, 7).to(torch.int8), size)
+    of = torch.arange(weight.shape[1]) // size
+    codes = (weight / made.scales()[:, of]).round() + (0 if made.zero is None else made.zero[:, of])
+    return Quantized(block, made, 4, encode_codes(codes.clamp(-8 if groups.zeros else -7, 7).to(torch.int8)))
+
+
 @pytest.fixture
 def made(tmp_path: Path) -> Make:
-    """A file of a module: `blocks` by parameter, those of `blocks_of` if None; `aliases` as in `Entry`."""
+    """A file of a module: `blocks` by parameter, those of `blocks_of` if None; `aliases` as in `Entry`; of 4 bits with
+    a step a row, of levels, or of 4 bits by `groups`."""
 
     def make(
         model: nn.Module, levels: bool = False, blocks: Mapping[str, list[Block]] | None = None,
-        aliases: Mapping[str, tuple[str, ...]] | None = None,
+        aliases: Mapping[str, tuple[str, ...]] | None = None, groups: CodedGroups | None = None,
     ) -> Path:  # fmt: skip
         chosen, aliases = blocks_of(model) if blocks is None else blocks, aliases or {}
         tied = {name for names in aliases.values() for name in names}
+
+        def coded_as(tensor: Tensor, block: Block) -> Quantized | Leveled:
+            return rounded(tensor, block, levels) if groups is None else by_groups(tensor, block, groups)
+
         entries = [
-            Entry(name, t, tuple(rounded(t, b, levels) for b in chosen.get(name, ())), aliases.get(name, ()))
+            Entry(name, t, tuple(coded_as(t, b) for b in chosen.get(name, ())), aliases.get(name, ()))
             for name, t in model.state_dict().items()
             if name not in tied
         ]

@@ -13,10 +13,10 @@ from torch import Tensor
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve import SolveOptions, Solver, diagonals, gptq, predict, prepare, slope, solve, solver
 from quantgolf.solve.device import on_gpu
-from quantgolf.solve.grid import _searched, searched_steps, top_level
+from quantgolf.solve.grid import Grid, Rounding
 from quantgolf.solve.slope import prepare_slope, solve_slope, solve_slope_many
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import WeightStats, WeightUse
+from quantgolf.types import Groups, Steps, WeightStats, WeightUse
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 
@@ -47,41 +47,49 @@ def everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize("block_size", [1, 7, 128, 1000])
 def test_codes_of_many_are_those_of_each(act_order: bool, block_size: int) -> None:
-    weights, factors, steps = [], [], []
+    weights, factors, roundings = [], [], []
     for seed in range(3):
         weight, stats = case(20, 150 if block_size > 100 else 24, seed)
         weights.append(weight)
         factors.append(gptq.factorise(stats.hessian(), 0.01, act_order, "w"))
-        steps.append((weight.abs().amax(1) / 12).half())
-    found = gptq.feed_back_many(torch.stack(weights), factors, torch.stack(steps), 7, block_size)
+        roundings.append(Rounding.rows((weight.abs().amax(1) / 12).half(), 7, weight.shape[1]))
+    found = gptq.feed_back_many(torch.stack(weights), factors, roundings, block_size)
     assert found.dtype == torch.int8 and not found[:, :, 2].any() and found.abs().max() == 7
     for at in range(3):
-        expected = gptq.feed_back(weights[at], factors[at], steps[at], 7, block_size)
+        expected = gptq.feed_back(weights[at], factors[at], roundings[at], block_size)
         # fp64 against fp32 behind a block may settle a tie differently, and whatever follows in that row
         assert (found[at] != expected).any(1).sum() <= 1
 
 
+@pytest.mark.parametrize("act_order", [True, False])
+@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_codes_in_groups_of_many_are_those_of_each(act_order: bool, size: int, symmetric: bool) -> None:
+    options = SolveOptions(act_order=act_order, grid=Grid(size, symmetric))
+    prepared = [prepare(*case(12, 150, seed), "gptq", options) for seed in range(2)]
+    roundings = [Rounding.of(solver.steps_of(each, 4), 4, 150) for each in prepared]
+    factors = [each.factor for each in prepared if each.factor is not None]
+    found = gptq.feed_back_many(torch.stack([each.weight for each in prepared]), factors, roundings)
+    for each, factor, rounding, codes in zip(prepared, factors, roundings, found, strict=True):
+        expected = gptq.feed_back(each.weight, factor, rounding, 128)
+        assert (codes != expected).any(1).sum() <= 1
+        assert torch.equal(codes[:, 2], rounding.zero[:, 2 // size]) and codes.min() == rounding.lowest
+
+
+@pytest.mark.parametrize("grid", [Grid(), Grid(7, False), Grid(50, scales="log")], ids=str)
 @pytest.mark.parametrize("name", ["gptq", "gptq_lite", "rtn"])
-def test_a_weight_is_solved_and_predicted(name: Solver, request: pytest.FixtureRequest) -> None:
+def test_a_weight_is_solved_and_predicted(name: Solver, grid: Grid, request: pytest.FixtureRequest) -> None:
     weight, stats = case(12, 24, 0)
-    here, report = solve(prepare(weight, stats, name, SolveOptions()), 4)
-    counts, loss = predict(prepare(weight, stats, name, SolveOptions()), 4)
+    options = SolveOptions(grid=grid)
+    here, report = solve(prepare(weight, stats, name, options), 4)
+    expected = predict(prepare(weight, stats, name, options), 4)
     request.getfixturevalue("everywhere")
-    there = prepare(weight, stats, name, SolveOptions())
+    there = prepare(weight, stats, name, options)
     tensor, again = solve(there, 4)
-    assert torch.equal(tensor.codes, here.codes) and torch.equal(tensor.steps.row, here.steps.row)
-    assert again.loss == report.loss and predict(there, 4)[1] == loss
-    assert np.array_equal(predict(there, 4)[0], counts)
-
-
-def test_clips_are_those_of_the_cpu() -> None:
-    weight, stats = case(30, 24, 1)
-    importance = stats.hessian().diagonal().contiguous()
-    for bits in (2, 4):
-        ratios = torch.linspace(0.2, 1.0, 41)
-        steps = (weight.abs().amax(1)[:, None] / top_level(bits)).half().float() * ratios
-        chosen = _searched(weight, importance, steps.half().float(), top_level(bits))
-        assert torch.equal(steps.half().gather(1, chosen[:, None])[:, 0], searched_steps(weight, bits, importance))
+    assert torch.equal(tensor.codes, here.codes) and torch.equal(tensor.dequantize(), here.dequantize())
+    assert isinstance(tensor.steps, Steps if grid == Grid() else Groups)
+    found = predict(there, 4)
+    assert again.loss == report.loss and found.loss == expected.loss and np.array_equal(found.counts, expected.counts)
 
 
 @pytest.mark.parametrize("states", [1, 8])
