@@ -39,8 +39,8 @@ def calibration_batches(
 
 def stack(tokens: Tensor, group: list[Window]) -> tuple[Tensor, Tensor]:
     """Inputs and targets, int64 [B, L] each, of windows of equal length over tokens [T]."""
-    inputs = torch.stack([tokens[w.start : w.stop] for w in group])
-    return inputs, torch.stack([tokens[w.start + 1 : w.stop + 1] for w in group])
+    both = torch.stack([tokens[w.start : w.stop + 1].long() for w in group])
+    return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
 
 def _dense(text: Corpus, tokens: int, length: int) -> list[Window]:

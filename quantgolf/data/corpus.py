@@ -24,8 +24,9 @@ class Corpus:
     """Tokenised text.
 
     Attributes:
-        tokens: int64 [T], documents one after another, each behind its BOS where there is one.
-        document: int64 [T], which document a token belongs to.
+        tokens: int64 [T], documents one after another, each behind its BOS where there is one; uint16 where they are
+            of shards, which are large (`stack` gives int64).
+        document: int32 [T], which document a token belongs to, never falling.
         bytes: int64 [D], raw bytes of each document, its own line break included.
         bos: id of the BOS; None where the stream has none.
         vocab_size: pieces of the tokenizer.
@@ -47,7 +48,9 @@ class Corpus:
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each document, int64 [D], its BOS included."""
-        return np.bincount(self.document.numpy(), minlength=len(self.bytes)).astype(np.int64)
+        # Searched and not counted, and for numbers of its own kind, because either would copy all of them.
+        document = self.document.numpy()
+        return np.diff(np.searchsorted(document, np.arange(len(self.bytes) + 1, dtype=document.dtype)))
 
 
 def corpus_from_texts(
@@ -84,7 +87,7 @@ def gather(pieces: Iterable[tuple[str, int]], tokenizer: Tokenizer, bos: bool, m
         if max_tokens is not None and total >= max_tokens:
             break
     tokens = np.concatenate(streams) if streams else np.empty(0, dtype=np.int64)
-    document = np.repeat(np.arange(len(streams)), [len(stream) for stream in streams])
+    document = np.repeat(np.arange(len(streams), dtype=np.int32), [len(stream) for stream in streams])
     return Corpus(
         tokens=torch.from_numpy(tokens),
         document=torch.from_numpy(document),

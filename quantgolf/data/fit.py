@@ -38,7 +38,7 @@ def refuse_misfit(
     if context == "isolated":
         lengths = text.lengths
         start, longest = int(lengths[: lengths.argmax()].sum()), int(lengths.max())
-    whole = text.tokens[None, start : start + min(length + 1, longest)].to(device_of(model))
+    whole = text.tokens[None, start : start + min(length + 1, longest)].long().to(device_of(model))
     inputs, targets = (whole[:, :-1], whole[:, 1:]) if whole.shape[1] > 1 else (whole, whole)
     first = ("one token", "mend the module")
     window = (f"a window of {inputs.shape[1]} tokens", "give a smaller --length")

@@ -25,8 +25,8 @@ class PieceBytes:
     space: NDArray[np.bool_]
     silent: NDArray[np.bool_]
 
-    def count(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Bytes of each of int64 `tokens` [T], all below V; the first counts as if it stood behind a control piece."""
-        counted = self.size[tokens]
+    def count(self, tokens: NDArray[np.integer]) -> NDArray[np.int64]:
+        """Bytes of each of `tokens` [T], all below V; the first counts as if it stood behind a control piece."""
+        counted: NDArray[np.int64] = self.size[tokens]
         counted[1:] += self.space[tokens[1:]] & ~self.silent[tokens[:-1]]
         return counted

@@ -75,7 +75,7 @@ def sample_corpus(
     begins[:, 0] = True
     if bos is not None:
         begins |= stream == bos
-    document = begins.flatten().cumsum(0) - 1
+    document = begins.flatten().cumsum(0, dtype=torch.int32) - 1
     return Corpus(
         tokens=stream.flatten(),
         document=document,

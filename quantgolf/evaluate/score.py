@@ -1,6 +1,11 @@
-"""Scores every token of a text once and books its loss to the document it belongs to."""
+"""Scores every token of a text once and books its loss to the document it belongs to.
 
-from collections.abc import Callable, Iterator
+Only sums of documents are kept, and windows are made as they are read, so that a contest's validation set of 62M
+tokens takes no more memory than its tokens and one batch of logits.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -8,13 +13,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from quantgolf.checkpoint.call import device_of, logits_of, reading
-from quantgolf.data import Context, Corpus, Window, refuse_misfit, windows
+from quantgolf.data import Context, Corpus, Window, refuse_misfit
 from quantgolf.data.batches import stack
-from quantgolf.data.windows import by_length
+from quantgolf.data.windows import by_length, count_targets, each_window
 from quantgolf.errors import QuantGolfError
+from quantgolf.evaluate.tally import Tally
 from quantgolf.types import EvalResult
 
 LOGITS_AT_ONCE = 1 << 23
+WINDOWS_AT_ONCE = 1 << 16  # of a long text, those of equal length are batched among so many
+DTYPES = (torch.float32, torch.bfloat16)
+Progress = Callable[[int, int], None]
 
 
 def evaluate(
@@ -24,7 +33,9 @@ def evaluate(
     length: int = 512,
     stride: int | None = None,
     context: Context = "dense",
-    progress: Callable[[int, int], None] | None = None,
+    dtype: torch.dtype = torch.float32,
+    batch_tokens: int | None = None,
+    progress: Progress | None = None,
 ) -> EvalResult:
     """Loss of a model on text.
 
@@ -36,13 +47,17 @@ def evaluate(
         stride: new targets a window; None for windows that do not overlap.
         context: "dense": the model reads on from one document into the next. "isolated": each document by itself. Then
             a BOS is only context, never a target, and without BOS every document's first token is booked at ln V.
+        dtype: fp32: the model runs as it is. bf16: under torch's autocast, which makes matrix products bf16 and leaves
+            what needs it in fp32, as contest scripts evaluate. Log-probabilities are fp32 and sums fp64 in either.
+        batch_tokens: most tokens the model reads at once, in whole windows and one at least; None for as many as have
+            `LOGITS_AT_ONCE` logits.
         progress: called with (tokens scored, tokens to score).
 
     Raises:
-        QuantGolfError: a tokenizer that does not fit the model, logits that are not finite, or too little text.
+        QuantGolfError: a tokenizer that does not fit the model, logits that are not finite, too little text, or
+            arguments out of range.
     """
-    with reading(model):
-        (result,) = _score([model], text, length, stride, context, progress)
+    (result,) = _score([model], text, length, stride, context, dtype, batch_tokens, progress)
     return result
 
 
@@ -54,16 +69,39 @@ def evaluate_against(
     length: int = 512,
     stride: int | None = None,
     context: Context = "dense",
-    progress: Callable[[int, int], None] | None = None,
+    dtype: torch.dtype = torch.float32,
+    batch_tokens: int | None = None,
+    progress: Progress | None = None,
 ) -> tuple[EvalResult, EvalResult]:
-    """Loss of a model with its KL(reference ‖ model), and the loss of the reference; arguments as `evaluate`.
+    """Loss of a model with its KL(reference ‖ model) and its agreement with the reference, and the loss of the
+    reference; arguments as `evaluate`.
 
     Raises:
         QuantGolfError: as `evaluate`, or logits of different sizes.
     """
-    with reading(reference, model):
-        base, result = _score([reference, model], text, length, stride, context, progress)
+    base, result = _score([reference, model], text, length, stride, context, dtype, batch_tokens, progress)
     return result, base
+
+
+def evaluate_together(
+    models: Sequence[nn.Module],
+    reference: nn.Module,
+    text: Corpus,
+    *,
+    length: int = 512,
+    stride: int | None = None,
+    context: Context = "dense",
+    dtype: torch.dtype = torch.float32,
+    batch_tokens: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[list[EvalResult], EvalResult]:
+    """As `evaluate_against` for several models in one pass, in which the reference runs once.
+
+    Raises:
+        QuantGolfError: as `evaluate_against`.
+    """
+    base, *results = _score([reference, *models], text, length, stride, context, dtype, batch_tokens, progress)
+    return results, base
 
 
 def _score(
@@ -72,84 +110,103 @@ def _score(
     length: int,
     stride: int | None,
     context: Context,
-    progress: Callable[[int, int], None] | None,
+    dtype: torch.dtype,
+    batch_tokens: int | None,
+    progress: Progress | None,
 ) -> list[EvalResult]:
-    """Results of several models in one pass; those after the first have their KL to the first."""
-    found = windows(text.lengths.tolist(), length, stride, context)
-    for model in models:
-        refuse_misfit(model, text, length, context)
-    nats = np.zeros((len(models), len(text.tokens)))
-    kl = np.zeros_like(nats)
-    scored, count = 0, sum(w.stop - w.start - w.seen for w in found)
-    for batch in _batches(found, text.vocab_size):
-        inputs, targets = stack(text.tokens, batch)
-        base: Tensor | None = None
-        for index, model in enumerate(models):
-            log_p = _log_probabilities(model, inputs, targets)
-            loss = -log_p.gather(-1, targets.to(log_p.device)[..., None])[..., 0]
-            if base is None:
-                base = log_p
-            elif base.shape != log_p.shape:
-                raise QuantGolfError(
-                    f"the model has {log_p.shape[-1]} logits and the reference {base.shape[-1]}, expected as many: "
-                    "compare a model with what it was compressed from"
-                )
-            base = base.to(log_p.device)
-            apart = (base.exp() * (base - log_p)).sum(-1) if index else torch.zeros_like(loss)
-            for w, row, distance in zip(batch, loss.double().cpu().numpy(), apart.double().cpu().numpy(), strict=True):
-                nats[index, w.start + 1 + w.seen : w.stop + 1] = row[w.seen :]
-                kl[index, w.start + 1 + w.seen : w.stop + 1] = distance[w.seen :]
-        scored += sum(w.stop - w.start - w.seen for w in batch)
-        if progress is not None:
-            progress(scored, count)
-    owner, unpredicted = _owners(text, context)
-    booked = np.ones(len(owner), dtype=np.bool_)
-    if text.bos is None:
-        nats[:, unpredicted] = np.log(text.vocab_size)
-    else:
-        booked[unpredicted] = False
-    documents = len(text.bytes)
-    tokens = np.bincount(owner[booked], minlength=documents)
-    return [
-        EvalResult(
-            nats=np.bincount(owner, nats[index], minlength=documents).astype(np.float64),
-            bytes=text.bytes,
-            tokens=tokens,
-            kl=np.bincount(owner, kl[index], minlength=documents).astype(np.float64) if index else None,
-            unknown=text.unknown,
+    """Results of several models in one pass; those after the first are compared with the first."""
+    if dtype not in DTYPES:
+        raise QuantGolfError(f"dtype is {dtype}, expected torch.float32 or torch.bfloat16")
+    if batch_tokens is not None and batch_tokens < 1:
+        raise QuantGolfError(f"batch_tokens is {batch_tokens}, expected at least 1")
+    if not text.bytes.any():
+        raise QuantGolfError(
+            f"the text has {len(text.tokens):,} tokens and 0 bytes ({text.counted}), expected bytes to divide by: "
+            "give the tokenizer or the byte counts that belong to it"
         )
-        for index in range(len(models))
-    ]
+    lengths = text.lengths
+    found = each_window(lengths.tolist(), length, stride, context)
+    scored, count = 0, count_targets(lengths, context)
+    tallies = [Tally(text, context, compared=index > 0) for index in range(len(models))]
+    with reading(*models):
+        for model in models:
+            with _computing(model, dtype):
+                refuse_misfit(model, text, length, context)
+        for batch in _batches(found, batch_tokens, text.vocab_size):
+            inputs, targets = stack(text.tokens, batch)
+            logits = [_logits(model, inputs, targets, dtype) for model in models]
+            where, kept = _scored(batch)
+            for tally, (loss, apart, same) in zip(tallies, _compare(logits, targets.flatten()), strict=True):
+                tally.add(where, loss[kept], apart[kept], same[kept])
+            scored += len(where)
+            if progress is not None:
+                progress(scored, count)
+    return [tally.result() for tally in tallies]
 
 
-def _batches(found: list[Window], vocabulary: int) -> Iterator[list[Window]]:
-    """Windows of equal length together, as many as `LOGITS_AT_ONCE` permits."""
-    for group in by_length(found):
-        most = max(1, LOGITS_AT_ONCE // ((group[0].stop - group[0].start) * vocabulary))
-        yield from (group[i : i + most] for i in range(0, len(group), most))
+def _batches(found: Iterator[Window], batch_tokens: int | None, vocabulary: int) -> Iterator[list[Window]]:
+    """Windows of equal length together, as many as are permitted."""
+    while some := list(islice(found, WINDOWS_AT_ONCE)):
+        for group in by_length(some):
+            each = group[0].stop - group[0].start
+            most = max(1, (LOGITS_AT_ONCE // vocabulary if batch_tokens is None else batch_tokens) // each)
+            yield from (group[i : i + most] for i in range(0, len(group), most))
 
 
-def _log_probabilities(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-    """fp32 log-probabilities [B, L, V]."""
+def _scored(batch: list[Window]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Positions in the stream of the targets that a batch of B windows scores, int64, in order; and where they are
+    among its B·L targets, bool."""
+    size = batch[0].stop - batch[0].start
+    start = np.array([w.start for w in batch])[:, None]
+    kept = np.arange(size)[None] >= np.array([w.seen for w in batch])[:, None]
+    where: NDArray[np.int64] = (start + 1 + np.arange(size)[None])[kept]
+    return where, kept.ravel()
+
+
+def _computing(model: nn.Module, dtype: torch.dtype) -> torch.autocast:
+    return torch.autocast(device_of(model).type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
+def _logits(model: nn.Module, inputs: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+    """Logits [B·L, V] in the dtype the model gives."""
     device = device_of(model)
-    logits = logits_of(model, inputs.to(device), targets.to(device))
-    if not logits.isfinite().all():
+    with _computing(model, dtype):
+        logits = logits_of(model, inputs.to(device), targets.to(device))
+    # The ends are not finite where any number is not, and take a tenth of the time of asking each.
+    if not torch.stack(logits.aminmax()).isfinite().all():
         raise QuantGolfError(
             "the model's logits on this text are not all finite, expected finite values: check its weights, and "
             "that --length is no longer than it was trained for"
         )
-    return logits.float().log_softmax(-1)
+    return logits.flatten(0, 1)
 
 
-def _owners(text: Corpus, context: Context) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The document that answers for each token, and the tokens that nothing predicts.
+Compared = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]
 
-    In dense context a BOS belongs to the document before it, and only the stream's first token is not predicted.
-    """
-    owner = text.document.numpy().copy()
-    first = np.flatnonzero(np.diff(owner, prepend=-1))
-    if context == "isolated":
-        return owner, first
-    if text.bos is not None:
-        owner[first] = np.maximum(0, owner[first] - 1)
-    return owner, first[:1]
+
+def _compare(logits: list[Tensor], targets: Tensor) -> list[Compared]:
+    """Loss, KL of the first model to this one (nats), and whether both have the same likeliest token, each [T], for
+    every model's logits [T, V]; a part of T at a time, so that log-probabilities take little."""
+    base_size = logits[0].shape[-1]
+    for other in logits[1:]:
+        if other.shape[-1] != base_size:
+            raise QuantGolfError(
+                f"the model has {other.shape[-1]} logits and the reference {base_size}, expected as many: "
+                "compare a model with what it was compressed from"
+            )
+    parts: list[list[tuple[Tensor, Tensor, Tensor]]] = [[] for _ in logits]
+    at_once = max(1, LOGITS_AT_ONCE // base_size)
+    for start in range(0, len(targets), at_once):
+        rows = slice(start, start + at_once)
+        base = logits[0][rows].float().log_softmax(-1)
+        for index, each in enumerate(logits):
+            log_p = each[rows].float().log_softmax(-1) if index else base
+            base = base.to(log_p.device)
+            loss = -log_p.gather(-1, targets[rows, None].to(log_p.device))[:, 0]
+            apart = (base.exp() * (base - log_p)).sum(-1) if index else torch.zeros_like(loss)
+            same = base.argmax(-1) == log_p.argmax(-1) if index else torch.ones_like(loss, dtype=torch.bool)
+            parts[index].append((loss.double().cpu(), apart.double().cpu(), same.cpu()))
+    return [
+        (torch.cat(losses).numpy(), torch.cat(aparts).numpy(), torch.cat(sames).numpy())
+        for losses, aparts, sames in (zip(*of_model, strict=True) for of_model in parts)
+    ]

@@ -29,7 +29,7 @@ def test_a_shard_is_its_text(tmp_path: Path, tokenizer: Tokenizer) -> None:
     texts, stream = texts_and_stream(tokenizer)
     found = read_corpus(shard(tmp_path / "val.bin", stream), tokenizer)
     expected = corpus_from_texts(texts, tokenizer)
-    assert torch.equal(found.tokens, expected.tokens) and found.tokens.dtype == torch.int64
+    assert torch.equal(found.tokens.long(), expected.tokens) and found.tokens.dtype == torch.uint16
     assert torch.equal(found.document, expected.document)
     assert found.bytes.tolist() == [len(text.encode()) for text in texts]
     assert (found.bos, found.vocab_size, found.uncounted) == (BOS, 1024, 0)
