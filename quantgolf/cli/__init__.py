@@ -15,6 +15,8 @@ from quantgolf.cli.eval import eval_verb
 from quantgolf.cli.export_decoder import export_decoder_verb
 from quantgolf.cli.generate import generate_verb
 from quantgolf.cli.inspect import inspect_verb
+from quantgolf.cli.plot import plot_verb
+from quantgolf.cli.sweep import sweep_verb
 from quantgolf.errors import QuantGolfError
 
 __all__ = ["app", "main"]
@@ -31,6 +33,8 @@ app.command("compress")(compress_verb)
 app.command("eval")(eval_verb)
 app.command("generate")(generate_verb)
 app.command("inspect")(inspect_verb)
+app.command("sweep")(sweep_verb)
+app.command("plot")(plot_verb)
 app.command("decompress")(decompress_verb)
 app.command("export-decoder")(export_decoder_verb)
 app.add_typer(bench_app, name="bench")

@@ -1,4 +1,5 @@
-"""`quantgolf bench`: how fast packed weights are, kernel by kernel, decoding, and evaluating a file.
+"""`quantgolf bench`: how fast packed weights are, kernel by kernel, decoding, and evaluating a file; and methods of
+users against ours.
 
 The scripts `benchmarks/kernels.py` and `benchmarks/decode.py` are these commands with everything asked for.
 """
@@ -22,13 +23,18 @@ from quantgolf.bench.machine import conditions, open_gpu
 from quantgolf.bench.peers import peers as installed_peers
 from quantgolf.bench.roofline import measured_ceilings
 from quantgolf.cli import bench_tables, inputs, show
+from quantgolf.cli.bench_bpb import bpb_verb
 from quantgolf.cli.inputs import Part, TextOptions
 from quantgolf.errors import QuantGolfError
 from quantgolf.evaluate import evaluate
 from quantgolf.runtime import load
 
 Row = dict[str, Any]
-bench_app = typer.Typer(help="Time packed weights: kernels, decoding, evaluation.", no_args_is_help=True)
+bench_app = typer.Typer(
+    help="Time packed weights: kernels, decoding, evaluation. Measure methods of your own: bpb.", no_args_is_help=True
+)
+bench_app.command("bpb")(bpb_verb)
+bench_app.command("BPB", hidden=True)(bpb_verb)
 OutOption = Annotated[Path | None, typer.Option("--out", help="JSON lines to append to, as they are measured.")]
 
 

@@ -1,11 +1,13 @@
 """Tables of `quantgolf bench`: what was measured, with what is asked of it beside."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
+from quantgolf.bench.bpb import Comparison
 from quantgolf.cli import show
+from quantgolf.sweep.point import Measured
 
 Row = dict[str, Any]
 
@@ -69,6 +71,33 @@ def model_table(rows: Sequence[Row]) -> Table:
     )  # fmt: skip
 
 
+def bpb_table(comparisons: Sequence[Comparison], text: Mapping[str, Any]) -> Table:
+    """Users' methods, each with ours within the bytes of its file, and how much it is above each of them."""
+    columns = (
+        "method", "file bytes", "bits per weight", "BPB", "ΔBPB, 95% interval", "KL, bits per byte", "top-1",
+        "your BPB above it", "your KL above it",
+    )  # fmt: skip
+    rows = []
+    for comparison in comparisons:
+        for point in (comparison.theirs, *comparison.ours):
+            if point.status == "failed":
+                rows.append((f"{point.method}: {point.error}", "failed", *[""] * 7))
+                continue
+            above = comparison.differences.get(point.method, {}) if point is not comparison.theirs else {}
+            rows.append(
+                (
+                    point.method, f"{point.bytes:,}", f"{point.bpw:.3f}", f"{point.bpb:.5f}",
+                    _spread(point.delta_bpb, "+"), _spread(point.kl), f"{point.top1:.4f}",
+                    _spread(above.get("bpb"), "+"), _spread(above.get("kl"), "+"),
+                )
+            )  # fmt: skip
+    title = (
+        f"{text['tokens']:,} tokens, {text['bytes']:,} bytes ({text['counted']}), {text['documents']:,} documents, "
+        f"{text['context']} windows of up to {text['length']:,}"
+    )
+    return show.table(title, columns, rows)
+
+
 def unmet(rows: Sequence[Row]) -> int:
     """How many goals were not met."""
     slow = [row for row in rows if row.get("goal") is not None and row["gain"] < row["goal"]]
@@ -82,6 +111,14 @@ def _conditions(rows: Sequence[Row]) -> str | None:
     first = rows[0]
     versions = ", ".join(f"{name} {number}" for name, number in first["versions"].items() if number)
     return f"{first['gpu'] or first['machine']}, driver {first['driver'] or 'none'}, {versions}, {first['date']}"
+
+
+def _spread(value: Measured | None, sign: str = "") -> str:
+    if value is None:
+        return ""
+    if value.low is None:
+        return f"{value.value:{sign}.4f}"
+    return f"{value.value:{sign}.4f} {value.low:{sign}.4f}…{value.high:{sign}.4f}"
 
 
 def _goal(value: float | None, goal: float | None) -> str:

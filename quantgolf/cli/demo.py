@@ -16,17 +16,18 @@ import numpy as np
 import typer
 import zstandard
 
+from quantgolf.blob import write_blob
 from quantgolf.checkpoint import read_demo
 from quantgolf.cli import inputs, show
 from quantgolf.cli.eval import interval
 from quantgolf.cli.inputs import Part, Solver
-from quantgolf.cli.plot import plot_demo
 from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import HeldOut, Tuning, calibrate, compress, refuse_unreachable, split_calibration
 from quantgolf.compress.tune import TOKENS as TUNE_TOKENS
 from quantgolf.data import Tokenizer, corpus_from_texts
 from quantgolf.errors import QuantGolfError
 from quantgolf.evaluate import difference, evaluate, kl_interval
+from quantgolf.report import LIGHT, demo_picture
 from quantgolf.types import EvalResult
 
 LENGTH = 512
@@ -107,7 +108,7 @@ def demo_verb(
         "methods": rows,
         "picture": str(folder / "bpb-against-bytes.png"),
     }
-    plot_demo(document, Path(document["picture"]))
+    write_blob(Path(document["picture"]), demo_picture(document, LIGHT), overwrite=True)
     if json:
         show.print_json(document)
     else:

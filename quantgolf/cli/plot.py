@@ -1,49 +1,124 @@
-"""The demo's picture: BPB against bytes."""
+"""`quantgolf plot`: measured points into pictures, or into one page that holds them all."""
 
+from collections.abc import Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
-from matplotlib.figure import Figure
-from matplotlib.transforms import offset_copy
+import typer
 
-COLOURS = {"rtn": "#b3541e", "gptq_lite": "#7a6a00", "gptq": "#1f5fa8", "slope": "#2e7d32"}
+from quantgolf.blob import write_blob
+from quantgolf.cli import inputs, show
+from quantgolf.errors import QuantGolfError
+from quantgolf.report import DARK, LIGHT, TITLES, page, panels_of, picture, read_results
+from quantgolf.report.results import Panel
+from quantgolf.report.style import Theme, format_of
+
+UNTOLD = "no measured point tells what it shows, expected points with their tensors, as `quantgolf sweep` writes them"
+PAGES = (".html", ".htm")
 
 
-def plot_demo(document: dict[str, Any], path: Path) -> None:
-    """Draws every method's file, the float model and the limit; writes a PNG."""
-    figure = Figure(figsize=(7.2, 4.4), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    float_bpb, float_bytes = document["float_bpb"], document["fp16_bytes"]
-    axes.axhline(float_bpb, color="0.6", linewidth=1, linestyle=":")
-    axes.plot([float_bytes / 1e6], [float_bpb], "o", color="0.25")
-    axes.annotate(
-        f"float, fp16  {float_bpb:.3f}", (float_bytes / 1e6, float_bpb), (-8, 7), ha="right",
-        textcoords="offset points", color="0.25",
-    )  # fmt: skip
-    axes.axvline(document["max_bytes"] / 1e6, color="0.6", linewidth=1)
-    for index, (method, row) in enumerate(document["methods"].items()):
-        size, bpb, delta = row["bytes"] / 1e6, row["bpb"], row["delta_bpb"]
-        # All files are about as large, so that their bars would hide one another.
-        beside = offset_copy(axes.transData, figure, x=7 * (index + 1), units="points")
-        if delta["low"] is not None:
-            spread = [[max(0, delta["value"] - delta["low"])], [max(0, delta["high"] - delta["value"])]]
-            axes.errorbar([size], [bpb], spread, fmt="none", color=COLOURS[method], capsize=3, transform=beside)
-        axes.plot([size], [bpb], "o", color=COLOURS[method])
-        axes.annotate(f"{method}  {bpb:.3f}", (size, bpb), (36, -3), textcoords="offset points", color=COLOURS[method])
-    axes.annotate(
-        f"limit {document['max_bytes']:,} bytes", (document["max_bytes"] / 1e6, 1), (-6, -6), rotation=90,
-        xycoords=("data", "axes fraction"), textcoords="offset points", ha="right", va="top", color="0.4",
-    )  # fmt: skip
-    deltas = [row["delta_bpb"] for row in document["methods"].values()]
-    highest = max(0.001, *(delta["high"] or delta["value"] for delta in deltas))
-    axes.set_ylim(float_bpb - 0.05 * highest, float_bpb + 1.08 * highest)
-    axes.set_xscale("log")
-    axes.set_xlim(min(document["max_bytes"], float_bytes) / 1.6e6, 1.25 * max(document["max_bytes"], float_bytes) / 1e6)
-    ticks = [size for size in (0.5, 1, 2, 3, 5, 10) if axes.get_xlim()[0] < size < axes.get_xlim()[1]]
-    axes.set_xticks(ticks, [f"{size:g} MB" for size in ticks])
-    axes.minorticks_off()
-    axes.set_xlabel("file size")
-    axes.set_ylabel("bits per byte (lower is better)")
-    axes.set_title("One model, one budget, four methods", loc="left")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+class Colours(StrEnum):
+    """For what background pictures are made."""
+
+    auto = "auto"
+    light = "light"
+    dark = "dark"
+
+
+def plot_verb(
+    results: Annotated[list[Path], typer.Argument(metavar="RESULTS…", help="JSON lines of sweeps and benchmarks.")],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            help="A folder for all pictures and the page; or .html for the page alone, or .png, .svg or .pdf for one "
+            "picture: bytes, depth or worth where that is the file's name, else the frontier. Replaces what is there.",
+        ),
+    ],
+    theme: Annotated[
+        Colours,
+        typer.Option(
+            "--theme",
+            help="light or dark pictures; auto: an SVG follows its reader's setting, a folder gets each PNG twice. The "
+            "page always follows it.",
+        ),
+    ] = Colours.auto,
+    json: inputs.JsonOption = False,
+) -> None:
+    """Draw what is lost over bytes, where bytes go, bits against depth and loss per byte, from measured points."""
+    kind, is_page = format_of(out), out.suffix.lower() in PAGES
+    if out.suffix and not (kind or is_page or out.is_dir()):
+        raise QuantGolfError(
+            f"output {out}: {out.suffix} is no picture and no page, expected .html, .png, .svg, .pdf or a folder; give "
+            "another with --out"
+        )
+    found = read_results(results)
+    panels = panels_of(found.points)
+    files: list[Path] = []
+    missing: list[str] = []
+    if is_page:
+        write_blob(out, page(found, panels, [path.name for path in results]), overwrite=True)
+        files.append(out)
+    elif kind:
+        name = out.stem if out.stem in TITLES else "frontier"
+        drawn = picture(name, panels, _theme(theme), kind, adaptive=theme is Colours.auto)
+        if drawn is None:
+            raise QuantGolfError(f"no picture {name}: {UNTOLD}; draw the frontier")
+        write_blob(out, drawn, overwrite=True)
+        files.append(out)
+    else:
+        make_folder(out)
+        for name in TITLES:
+            pictures = list(all_of(name, panels, theme))
+            if not pictures:
+                missing.append(name)
+            for file, data in pictures:
+                write_blob(out / file, data, overwrite=True)
+                files.append(out / file)
+        write_blob(out / "report.html", page(found, panels, [path.name for path in results]), overwrite=True)
+        files.append(out / "report.html")
+    document = {
+        "files": [str(file) for file in files],
+        "points": sum(len(panel.points) for panel in panels),
+        "failed": sum(len(panel.failed) for panel in panels),
+        "panels": [panel.title for panel in panels],
+        "not_drawn": missing,
+        "notes": list(found.notes),
+    }
+    if json:
+        show.print_json(document)
+        return
+    console = show.console(False)
+    for note in found.notes:
+        console.print(f"note: {note}", markup=False)
+    for name in missing:
+        console.print(f"no picture {name}: {UNTOLD}")
+    failed = f", {document['failed']} failed" if document["failed"] else ""
+    console.print(f"{document['points']} points{failed}: {', '.join(map(str, files))}", markup=False)
+
+
+def all_of(name: str, panels: tuple[Panel, ...], theme: Colours) -> Iterator[tuple[str, bytes]]:
+    """File names and bytes of one picture in a folder; nothing where no panel has what it shows."""
+    svg = picture(name, panels, _theme(theme), "svg", adaptive=theme is Colours.auto)
+    if svg is None:
+        return
+    yield f"{name}.svg", svg
+    themes = {"": LIGHT, "-dark": DARK} if theme is Colours.auto else {"": _theme(theme)}
+    for suffix, each in themes.items():
+        png = picture(name, panels, each, "png")
+        assert png is not None
+        yield f"{name}{suffix}.png", png
+
+
+def make_folder(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise QuantGolfError(
+            f"output folder {out}: {error.strerror}, expected one to write to; give another with --out"
+        ) from error
+
+
+def _theme(theme: Colours) -> Theme:
+    return DARK if theme is Colours.dark else LIGHT
