@@ -30,10 +30,12 @@ reads them back by its own means; the model with what came back is measured. A f
 after `xz -9e`, and compared at the smaller of the two, which is the friendlier to the peer; bits are bits a parameter
 of that. "Against ours" is the peer's KL minus that of one slope, untuned, in a file that is no larger, and that was
 made for its bytes or at most 0.5% fewer (or, from a ladder of sizes, 10% fewer): above zero ours loses less, below zero
-the peer does. KL is to the float model and ΔBPB
-the rise over it, both in bits per byte, with 95% intervals from a paired bootstrap over documents. Whoever takes a
-calibration text (marked c) takes the same one; GPTQ and importance matrices see its second moments exactly. Where a
-library leaves embeddings in 16 bits unless they are given to it as a linear layer, both ways are shown."""
+the peer does. KL is to the float model and ΔBPB the rise over it, both in bits per byte, with 95% intervals from a
+paired bootstrap over documents. Whoever takes a calibration text (marked c) takes the same one; GPTQ and importance
+matrices see its second moments exactly. Where a library leaves embeddings in 16 bits unless they are given to it as a
+linear layer, both ways are shown. SmolLM2, where it has rows, lies on a 4-bit grid (Q4_1) already.
+
+![KL and rise of BPB over complete file bytes](comparison.png)"""
 REPRODUCE = """\
 ## How to reproduce
 
@@ -43,6 +45,7 @@ python benchmarks/frontier.py peers demo --points demo.jsonl --peer hqq=environm
 python benchmarks/frontier.py ours demo --points demo.jsonl --tokens 20000 --baselines 3.5 --baselines 2.5
 python benchmarks/frontier.py publish demo.jsonl --out benchmarks/results/frontier.jsonl
 python benchmarks/comparison_page.py benchmarks/results/frontier.jsonl
+quantgolf plot benchmarks/results/frontier.jsonl --out docs/comparison.png
 ```
 
 `--peer` may be given for each of them, and a run that was stopped goes on where it was. Other models are given as to

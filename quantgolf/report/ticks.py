@@ -68,14 +68,17 @@ def loss_axis(axes: Axes, values: Sequence[float], ends: Sequence[float] = ()) -
         lowest = min(0.0, *values)
         axes.set_yscale("symlog", linthresh=linear, linscale=0.5)
         low, high = lowest - 0.6 * linear if lowest >= -linear else lowest * 1.4, max(high * 1.4, linear)
-        above = log_ticks(linear, high, 4) if high > linear else [linear]
-        below = [-tick for tick in log_ticks(linear, -low, 3)] if -low > linear else []
-        ticks = [*below, 0.0, *above]
+        ticks = [*(-tick for tick in _beyond(linear, -low, 3)), 0.0, *(_beyond(linear, high, 4) or [linear])]
     axes.set_ylim(low, high)
     axes.yaxis.set_major_locator(FixedLocator(ticks))
     axes.yaxis.set_minor_locator(NullLocator())
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: spoken(value)))
     return float(low)
+
+
+def _beyond(linear: float, end: float, most: int) -> list[float]:
+    """Ticks of the logarithmic part of an axis up to its end; of a short one, where it begins alone."""
+    return log_ticks(linear, end, most) if end >= 3 * linear else [linear] * (end >= linear)
 
 
 def unit_of(most: float) -> tuple[str, float]:

@@ -36,8 +36,9 @@ def test_units_of_bytes(most: float, unit: str) -> None:
 
 def test_a_loss_of_either_sign_has_zero_on_its_axis() -> None:
     axes = Figure().add_subplot()
-    low = loss_axis(axes, [-0.001, 0.0002, 0.03, 0.2])
+    low = loss_axis(axes, [-0.0008, 0.005, 0.006, 0.03, 0.2])
     assert axes.get_yscale() == "symlog" and low < -0.001 and 0.0 in axes.get_yticks()
+    assert sum(tick < 0 for tick in axes.get_yticks()) == 1, "of a short part, where it begins alone"
     axes = Figure().add_subplot()
     assert loss_axis(axes, [0.01]) > 0 and axes.get_yscale() == "log"
     axes = Figure().add_subplot()
