@@ -28,11 +28,11 @@ import typer
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.cli import inputs, show
 from quantgolf.cli.inputs import DEMO, Part, TextOptions
-from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import calibrate, compress
 from quantgolf.data import Context, Corpus, sample_corpus
 from quantgolf.errors import QuantGolfError
 from quantgolf.evaluate import difference, evaluate_against, kl_difference, kl_interval
+from quantgolf.sizes import parse_size
 from quantgolf.types import EvalResult, Interval
 
 TEMPERATURES = (0.8, 1.0)

@@ -129,11 +129,7 @@ def row(point: FrontierPoint) -> tuple[str, ...]:
 
 def interval(value: Measured | None, sign: str = "") -> str:
     """A value with its interval."""
-    if value is None:
-        return ""
-    if value.low is None or value.high is None:
-        return f"{value.value:{sign}.5f}"
-    return f"{value.value:{sign}.5f} ({value.low:{sign}.5f} to {value.high:{sign}.5f})"
+    return "" if value is None else value.said(".5f", sign)
 
 
 def absent(points: Iterable[FrontierPoint]) -> str:

@@ -27,6 +27,7 @@ from quantgolf.evaluate import evaluate_against, kl_difference
 from quantgolf.solve import SolveOptions
 from quantgolf.solve import Solver as Fixed
 from quantgolf.solve.grid import Grid
+from quantgolf.sweep.spending import kinds_of
 from quantgolf.types import EvalResult
 
 SIZES = "row,128,64,32"
@@ -76,7 +77,7 @@ def main(
         seconds = time.monotonic() - started
         result, _ = evaluate_against(made.module(deepcopy(source.module)), source.module, text, length=length)
         lost = kl_difference(result, plain.setdefault(solver, result))
-        kinds = spent.by_kind(made.coded, len(made.data), 0)
+        kinds = kinds_of(made.coded, len(made.data), 0)
         row: dict[str, Any] = {
             "checkpoint": Path(checkpoint).name, "solver": solver, "group_size": sized, "symmetric": grid.symmetric,
             "scales": grid.scales, "limit": limit, "bytes": len(made.data), "side_share": spent.side_share(kinds),

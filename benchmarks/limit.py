@@ -36,7 +36,6 @@ from quantgolf.calibrate.store import read_calibration
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.cli import inputs, show
 from quantgolf.cli.inputs import Documents, Part
-from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import calibrate, compress
 from quantgolf.data import Corpus
 from quantgolf.encode import block_bytes, decode_model
@@ -49,6 +48,7 @@ from quantgolf.encode.varint import Cursor
 from quantgolf.errors import QuantGolfError
 from quantgolf.evaluate import evaluate_against, kl_interval
 from quantgolf.runtime import restore
+from quantgolf.sizes import parse_size
 from quantgolf.solve.trellis import Trellis
 from quantgolf.types import Calibration, CodedModel, QTensor, WeightStats
 

@@ -29,10 +29,10 @@ from quantgolf.calibrate import weights
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.cli import inputs, show
 from quantgolf.cli.inputs import Documents, Part, Solver
-from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import calibrate, compress
 from quantgolf.evaluate import difference, evaluate_against, kl_difference, kl_interval
 from quantgolf.runtime import load
+from quantgolf.sizes import parse_size
 from quantgolf.solve import SolveOptions, prepare, solve
 from quantgolf.solve import Solver as Fixed
 from quantgolf.types import Calibration, EvalResult, Interval

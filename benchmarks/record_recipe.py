@@ -38,7 +38,6 @@ from quantgolf.calibrate.store import read_calibration
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.cli import inputs, show
 from quantgolf.cli.inputs import DEMO, Part, TextOptions
-from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import HeldOut, Tuning, calibrate, split_calibration
 from quantgolf.compress.heldout import HELD_OUT
 from quantgolf.compress.tune import STEPS, TOKENS_AT_ONCE
@@ -46,6 +45,7 @@ from quantgolf.data import Corpus
 from quantgolf.errors import QuantGolfError
 from quantgolf.evaluate import difference, evaluate_against, kl_interval
 from quantgolf.evaluate.interval import RESAMPLES
+from quantgolf.sizes import parse_size
 from quantgolf.types import Calibration, EvalResult, Interval
 
 Row = dict[str, Any]

@@ -25,8 +25,8 @@ import typer
 from quantgolf.checkpoint import open_checkpoint
 from quantgolf.cli import inputs, show
 from quantgolf.cli.inputs import Part
-from quantgolf.cli.sizes import parse_size
 from quantgolf.errors import QuantGolfError
+from quantgolf.sizes import parse_size
 
 MOST_ABOVE_WEIGHTS = 2_000_000_000  # the bar: peak memory above the float weights
 

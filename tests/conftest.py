@@ -1,7 +1,7 @@
 """What several rooms' tests share: the demo model's statistics, and a model small enough to do anything with."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,15 @@ class DemoCase:
     @property
     def stats(self) -> Mapping[str, WeightStats]:
         return self.calibration.stats
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Models of tests are so small that threads only wait for each other: 15 s a test, not 0.2, on busy cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from peers.protocol import Variant, Weights
+from peers.protocol import Variant, Weights, by_layer
 
 TITLE = "AutoRound"
 PACKAGES = ("auto-round",)
@@ -48,14 +48,7 @@ def packed_layer(variant: Variant, rows: int, columns: int) -> Any:
 
 def load(files: Path, variant: Variant) -> dict[str, Tensor]:
     """Each layer's product with the unit matrix."""
-    layers: dict[str, dict[str, Tensor]] = {}
-    found: dict[str, Tensor] = {}
-    for key, value in load_file(files / "model.safetensors").items():
-        name, bar, part = key.partition("|")
-        if bar:
-            layers.setdefault(name, {})[part] = value
-        else:
-            found[name] = value
+    layers, found = by_layer(load_file(files / "model.safetensors"))
     for name, state in layers.items():
         columns = len(state["qweight"]) * 32 // variant.options["bits"]
         layer = packed_layer(variant, state["scales"].shape[1], columns)

@@ -2,13 +2,12 @@
 
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from peers.protocol import Variant, Weights
+from peers.protocol import Variant, Weights, by_layer
 
 TITLE = "bitsandbytes"
 PACKAGES = ("bitsandbytes",)
@@ -42,14 +41,7 @@ def quantize(weights: Weights, variant: Variant, files: Path) -> None:
 def load(files: Path, variant: Variant) -> dict[str, Tensor]:
     """Every matrix by its own functions."""
     functional = import_module("bitsandbytes.functional")
-    matrices: dict[str, dict[str, Any]] = {}
-    found: dict[str, Tensor] = {}
-    for key, value in load_file(files / "model.safetensors").items():
-        name, bar, part = key.partition("|")
-        if bar:
-            matrices.setdefault(name, {})[part] = value
-        else:
-            found[name] = value
+    matrices, found = by_layer(load_file(files / "model.safetensors"))
     for name, parts in matrices.items():
         codes = parts.pop("codes")
         if variant.name == "LLM.int8":

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from peers.protocol import Variant, Weights
+from peers.protocol import Variant, Weights, by_layer
 
 TITLE = "compressed-tensors"
 PACKAGES = ("compressed-tensors",)
@@ -50,12 +50,5 @@ def quantize(weights: Weights, variant: Variant, files: Path) -> None:
 def load(files: Path, variant: Variant) -> dict[str, Tensor]:
     """Every matrix by the compressor's own `decompress`."""
     packed, scheme = tools(variant)
-    states: dict[str, dict[str, Tensor]] = {}
-    found: dict[str, Tensor] = {}
-    for key, value in load_file(files / "model.safetensors").items():
-        name, bar, part = key.partition("|")
-        if bar:
-            states.setdefault(name, {})[part] = value
-        else:
-            found[name] = value
+    states, found = by_layer(load_file(files / "model.safetensors"))
     return found | {name: packed.decompress(state, scheme)["weight"] for name, state in states.items()}

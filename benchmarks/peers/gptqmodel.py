@@ -11,7 +11,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from peers.protocol import Variant, Weights, as_inputs
+from peers.protocol import Variant, Weights, as_inputs, by_layer
 
 TITLE = "GPTQModel"
 PACKAGES = ("GPTQModel",)
@@ -53,14 +53,7 @@ def packed_layer(variant: Variant, rows: int, columns: int) -> Any:
 
 def load(files: Path, variant: Variant) -> dict[str, Tensor]:
     """Each layer's own `dequantize_weight`."""
-    layers: dict[str, dict[str, Tensor]] = {}
-    found: dict[str, Tensor] = {}
-    for key, value in load_file(files / "model.safetensors").items():
-        name, bar, part = key.partition("|")
-        if bar:
-            layers.setdefault(name, {})[part] = value
-        else:
-            found[name] = value
+    layers, found = by_layer(load_file(files / "model.safetensors"))
     for name, state in layers.items():
         layer = packed_layer(variant, state["scales"].shape[1], len(state["g_idx"]))
         layer.load_state_dict(state)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peers.protocol import Variant, Weights
+from peers.protocol import Variant, Weights, by_layer
 
 TITLE = "HQQ"
 PACKAGES = ("hqq",)
@@ -37,14 +37,7 @@ def quantize(weights: Weights, variant: Variant, files: Path) -> None:
 def load(files: Path, variant: Variant) -> dict[str, Tensor]:
     """Each layer's own `dequantize`."""
     quantization = import_module("hqq.core.quantize")
-    layers: dict[str, dict[str, Any]] = {}
-    found: dict[str, Tensor] = {}
-    for key, value in torch.load(files / "model.pt", weights_only=False).items():
-        name, bar, part = key.partition("|")
-        if bar:
-            layers.setdefault(name, {})[part] = value
-        else:
-            found[name] = value
+    layers, found = by_layer(torch.load(files / "model.pt", weights_only=True))
     for name, state in layers.items():
         layer = quantization.HQQLinear(None, None, compute_dtype=torch.float16, device="cpu")
         layer.load_state_dict(state)

@@ -49,7 +49,7 @@ def layers_of(shapes: dict[str, Any]) -> nn.ModuleDict:
 def load(files: Path, variant: Variant) -> dict[str, Tensor]:
     """Each layer's own `recover`."""
     modules = import_module("neural_compressor.torch.algorithms.weight_only.modules")
-    state = torch.load(files / "quantized_weight.pt", weights_only=False)
+    state = torch.load(files / "quantized_weight.pt", weights_only=True)
     found = read_rest(files)
     for name, (rows, columns) in json.loads((files / "shapes.json").read_text("utf-8")).items():
         own = {

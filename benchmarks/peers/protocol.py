@@ -95,6 +95,19 @@ def as_inputs(moments: Tensor) -> Tensor:
     return inputs
 
 
+def by_layer(stored: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """What lies under `LAYER|KEY`, by layer and key, and all else."""
+    layers: dict[str, dict[str, Any]] = {}
+    rest = {}
+    for key, value in stored.items():
+        name, bar, part = key.partition("|")
+        if bar:
+            layers.setdefault(name, {})[part] = value
+        else:
+            rest[name] = value
+    return layers, rest
+
+
 def write_rest(weights: Weights, files: Path) -> None:
     """What a peer leaves alone, beside its own files."""
     if weights.rest:

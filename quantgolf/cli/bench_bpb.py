@@ -14,12 +14,12 @@ from quantgolf.bench.method import open_method
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.cli import bench_tables, inputs, show
 from quantgolf.cli.inputs import Part, Solver, TextOptions
-from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import batches_of, calibrate
 from quantgolf.compress.pipeline import TOKENS
 from quantgolf.data import Corpus
 from quantgolf.errors import QuantGolfError
 from quantgolf.evaluate.interval import RESAMPLES
+from quantgolf.sizes import parse_size
 from quantgolf.sweep.measure import Yardstick
 from quantgolf.sweep.point import FrontierPoint
 from quantgolf.sweep.store import ResultsFile

@@ -114,11 +114,7 @@ def _conditions(rows: Sequence[Row]) -> str | None:
 
 
 def _spread(value: Measured | None, sign: str = "") -> str:
-    if value is None:
-        return ""
-    if value.low is None:
-        return f"{value.value:{sign}.4f}"
-    return f"{value.value:{sign}.4f} {value.low:{sign}.4f}…{value.high:{sign}.4f}"
+    return "" if value is None else value.said(sign=sign)
 
 
 def _goal(value: float | None, goal: float | None) -> str:

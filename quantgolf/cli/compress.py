@@ -12,10 +12,10 @@ from quantgolf.cli import grids, inputs, judge, learn, planned, show, written
 from quantgolf.cli.inputs import Solver, TextOptions
 from quantgolf.cli.judge import Judging
 from quantgolf.cli.learn import Learning
-from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import Wish, compress, dry_run, refuse_idle_rules, refuse_unreachable
 from quantgolf.compress.tune import SECONDS as TUNE_SECONDS
 from quantgolf.errors import QuantGolfError
+from quantgolf.sizes import parse_size
 from quantgolf.solve import SolveOptions
 from quantgolf.solve.trellis import Trellis
 

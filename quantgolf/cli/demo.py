@@ -21,13 +21,13 @@ from quantgolf.checkpoint import read_demo
 from quantgolf.cli import inputs, show
 from quantgolf.cli.eval import interval
 from quantgolf.cli.inputs import Part, Solver
-from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import HeldOut, Tuning, calibrate, compress, refuse_unreachable, split_calibration
 from quantgolf.compress.tune import TOKENS as TUNE_TOKENS
 from quantgolf.data import Tokenizer, corpus_from_texts
 from quantgolf.errors import QuantGolfError
 from quantgolf.evaluate import difference, evaluate, kl_interval
 from quantgolf.report import LIGHT, demo_picture
+from quantgolf.sizes import parse_size
 from quantgolf.types import EvalResult
 
 LENGTH = 512

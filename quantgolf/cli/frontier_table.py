@@ -7,7 +7,7 @@ from typing import Any
 from quantgolf.cli import show
 from quantgolf.sweep.asked import Outcome
 from quantgolf.sweep.front import front
-from quantgolf.sweep.point import FrontierPoint, Measured
+from quantgolf.sweep.point import FrontierPoint
 
 LONGEST = 40  # characters of widths by hand
 
@@ -55,8 +55,8 @@ def print_table(outcome: Outcome, out: Path) -> None:
             "yes" if point.key in best else "",
             f"{point.bytes:,}",
             f"{point.bpb:.4f}",
-            measured(point.delta_bpb, "+"),
-            measured(point.kl),
+            "" if point.delta_bpb is None else point.delta_bpb.said(sign="+"),
+            "" if point.kl is None else point.kl.said(),
             "" if point.top1 is None else f"{point.top1:.2%}",
         ]
         worth = saved(point, outcome)
@@ -80,12 +80,3 @@ def said(point: FrontierPoint) -> str:
     if more is None:
         return point.method
     return f"{point.method}: {more if len(more) <= LONGEST else more[: LONGEST - 1] + '…'}"
-
-
-def measured(found: Measured | None, sign: str = "") -> str:
-    """A value and its interval."""
-    if found is None:
-        return ""
-    if found.low is None:
-        return f"{found.value:{sign}.4f}"
-    return f"{found.value:{sign}.4f} ({found.low:{sign}.4f} to {found.high:{sign}.4f})"

@@ -18,6 +18,7 @@ from quantgolf.encode import block_bytes, matrix_shape, places
 from quantgolf.errors import QuantGolfError
 from quantgolf.ranks import Ranks
 from quantgolf.runtime import restore
+from quantgolf.sweep.spending import kinds_of
 from quantgolf.types import Calibration, CodedModel
 
 
@@ -60,7 +61,7 @@ def inspect_verb(
                 calibration = learning.learn(source, corpus, Ranks(), report)
         losses = weighted_errors(coded, source, calibration)
     tensors = rows_of(coded, file_bytes, losses)
-    kinds = spent.by_kind(coded, file_bytes)
+    kinds = kinds_of(coded, file_bytes)
     document = {
         "file": file,
         "bytes": file_bytes,

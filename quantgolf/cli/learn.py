@@ -15,13 +15,13 @@ from quantgolf.calibrate.store import read_calibration
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.cli import inputs, show
 from quantgolf.cli.inputs import OwnText, Part, TextOptions
-from quantgolf.cli.sizes import parse_size
 from quantgolf.compress import batches_of, calibrate_to
 from quantgolf.compress.memory import available_bytes, resident_bytes
 from quantgolf.compress.pipeline import calibrate
 from quantgolf.data import Corpus, refuse_misfit
 from quantgolf.errors import QuantGolfError
 from quantgolf.ranks import Ranks, joined
+from quantgolf.sizes import parse_size
 from quantgolf.types import Calibration
 
 TokensOption = Annotated[int, typer.Option("--tokens", min=1, help="Calibration tokens.")]

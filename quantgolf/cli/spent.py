@@ -3,9 +3,6 @@
 from rich.table import Table
 
 from quantgolf.cli import show
-from quantgolf.sweep.spending import kinds_of as by_kind
-
-__all__ = ["by_kind", "side_share", "table"]
 
 PAYLOAD = ("levels", "codes")
 

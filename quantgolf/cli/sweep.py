@@ -16,10 +16,10 @@ from quantgolf.checkpoint import Checkpoint, read_demo
 from quantgolf.cli import frontier_table, inputs, learn, show
 from quantgolf.cli.compress import size_of
 from quantgolf.cli.inputs import OwnText, Part, TextOptions
-from quantgolf.cli.sizes import parse_size
 from quantgolf.compress.heldout import behind
 from quantgolf.data import Context, Corpus
 from quantgolf.errors import BudgetError, QuantGolfError
+from quantgolf.sizes import parse_size
 from quantgolf.sweep.asked import Effort, Judge, Learned, Opener, Outcome
 from quantgolf.sweep.axes import axis_of, recipes_of
 from quantgolf.sweep.front import best_of

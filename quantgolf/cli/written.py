@@ -8,12 +8,13 @@ from rich.console import Console
 
 from quantgolf.cli import show, spent
 from quantgolf.compress import Compressed, DryRun, Wish
+from quantgolf.sweep.spending import kinds_of
 
 
 def summary(result: Compressed, out: Path, wish: Wish, limit: int | None) -> dict[str, Any]:
     """What was written, as the JSON output spells it."""
     judged = result.held_out
-    kinds = spent.by_kind(result.coded, len(result.data), result.code_bytes)
+    kinds = kinds_of(result.coded, len(result.data), result.code_bytes)
     return {
         "file": str(out),
         "bytes": len(result.data),

@@ -35,14 +35,15 @@ def draw_loss(drawn: Canvas, axes: Axes, panel: Panel, metric: str, found: Mappi
         return
     limits = sorted({point.limit for point in known if point.limit is not None})
     sizes = [float(size) for p in known for size in (p.bytes, _packed(p)) if size is not None]
-    bytes_axis(axes, [*sizes, *(limits if len(limits) <= LIMITS else [])])
+    if len(limits) > LIMITS:  # a wood of lines says nothing
+        limits = []
+    bytes_axis(axes, [*sizes, *limits])
     values = [_measured(point, metric).value for point in known]
     reach = [end for point in known for end in (_measured(point, metric).low, _measured(point, metric).high)]
     bottom = loss_axis(axes, values, [end for end in reach if end is not None])
     axes.grid(axis="y", color=drawn.theme.faint, linewidth=0.8)
-    strength = 0.8 if len(limits) <= LIMITS else 0.35
     for limit in limits:
-        axes.axvline(limit, color=drawn.theme.muted, linewidth=0.7, alpha=strength, zorder=1)
+        axes.axvline(limit, color=drawn.theme.muted, linewidth=0.7, alpha=0.8, zorder=1)
     on = {point.key for point in frontier(known, metric)}
     marks: list[Boxes] = []
     lines: list[Boxes] = []
@@ -64,7 +65,7 @@ def draw_loss(drawn: Canvas, axes: Axes, panel: Panel, metric: str, found: Mappi
             marks += _draw_point(drawn, axes, point, metric, look, point.key in on, bottom)
         ends = at if len(at) < 3 else at[[-1, 0, *range(len(at) - 2, 0, -1)]]
         names.append(Name(short(method), tuple((float(x), float(y)) for x, y in ends[:4]), look.colour))
-    if limits and len(limits) <= LIMITS:
+    if limits:
         marks += _write_limits(drawn, axes, limits)
     place(drawn, axes, names, marks, lines, right)
 
@@ -77,7 +78,7 @@ def note_of(panels: Sequence[Panel]) -> str:
         parts.append("Pale: a file for the same limit, or a smaller one, loses less.")
     if any(_packed(point) is not None for point in points):
         parts.append("Hollow: the same file after xz -9e.")
-    if any(point.limit is not None for point in points):
+    if any(0 < len({point.limit for point in panel.points} - {None}) <= LIMITS for panel in panels):
         parts.append("Upright lines: limits.")
     return " ".join(parts)
 
@@ -91,17 +92,10 @@ def tip_of(point: FrontierPoint) -> str:
     for metric, name in (("kl", "KL"), ("delta_bpb", "ΔBPB")):
         measured = loss_of(point, metric)
         if measured is not None:
-            rows.append(f"{name} {with_interval(measured, sign='+' if metric == 'delta_bpb' else '')}")
+            rows.append(f"{name} {measured.said('.4g', '+' if metric == 'delta_bpb' else '')}")
     said = ("solver", "max_bytes")
     varied = ", ".join(f"{name} {value}" for name, value in point.options.items() if name not in said)
     return "\n".join([*rows, varied] if varied else rows)
-
-
-def with_interval(measured: Measured, sign: str = "") -> str:
-    """`0.0188 (0.0158 to 0.0203)`; without an interval the value alone."""
-    if measured.low is None or measured.high is None:
-        return f"{measured.value:{sign}.4g}"
-    return f"{measured.value:{sign}.4g} ({measured.low:{sign}.4g} to {measured.high:{sign}.4g})"
 
 
 def _draw_point(

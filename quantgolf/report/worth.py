@@ -6,7 +6,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from quantgolf.report.losses import with_interval
 from quantgolf.report.scan import Saving, Scan
 from quantgolf.report.spending import bar_name
 from quantgolf.report.style import SMALL, TEXT, Canvas, Look, short
@@ -157,5 +156,5 @@ def saving_tip(saving: Saving) -> str:
     what = f"{first.name}, {first.role}" if many == 1 else f"{first.role}, {many} tensors"
     return (
         f"{what}\nfrom {first.bits:g} to {wide.bits:g} bits: "
-        f"{with_interval(saving.kl)} bits per byte saved for each MB\n{bar_name(saving.point)}"
+        f"{saving.kl.said('.4g')} bits per byte saved for each MB\n{bar_name(saving.point)}"
     )

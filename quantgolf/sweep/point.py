@@ -36,6 +36,13 @@ class Measured:
         low, high = (None if math.isnan(end) else end for end in (interval.low, interval.high))
         return cls(interval.value, low, high)
 
+    def said(self, form: str = ".4f", sign: str = "") -> str:
+        """`0.0188 (0.0158 to 0.0203)`, numbers in this form, with `sign` "+" as differences; without an interval the
+        value alone."""
+        if self.low is None or self.high is None:
+            return f"{self.value:{sign}{form}}"
+        return f"{self.value:{sign}{form}} ({self.low:{sign}{form}} to {self.high:{sign}{form}})"
+
 
 @dataclass(frozen=True)
 class Tensor:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantgolf.errors import QuantGolfError
+from quantgolf.sweep.lines import HALF, point_of, read_lines
 from quantgolf.sweep.point import FrontierPoint
 
 AGAIN = "free some space and run the same command again: what is finished is kept"
@@ -46,29 +47,16 @@ class ResultsFile:
         Raises:
             QuantGolfError: a file that cannot be read.
         """
-        try:
-            text = self.path.read_bytes().decode("utf-8", errors="replace")
-        except FileNotFoundError:
+        if not self.path.exists():
             return Stored({})
-        except OSError as error:
-            raise QuantGolfError(f"results {self.path}: {error.strerror}, expected a file of points") from error
         points: dict[str, FrontierPoint] = {}
         notes = []
-        *lines, rest = text.split("\n")
-        for number, line in enumerate([*lines, rest], 1):
-            if not line.strip():
+        for line in read_lines(self.path):
+            if isinstance(line.found, str):
+                again = "; it is cut off and its point done again" if line.found == HALF else ""
+                notes.append(f"results {self.path} line {line.number} is left out: {line.found}{again}")
                 continue
-            try:
-                point = FrontierPoint.read(line)
-            except QuantGolfError as error:
-                if number > len(lines):
-                    notes.append(
-                        f"results {self.path}: the last line is half written, as a killed run leaves it; it is cut off "
-                        "and its point done again"
-                    )
-                else:
-                    notes.append(f"results {self.path} line {number} is left out: {error}")
-                continue
+            point = line.found
             if point.status == "done" or point.key not in points or points[point.key].status != "done":
                 points[point.key] = point
         return Stored(points, tuple(notes))
@@ -145,9 +133,7 @@ def _mended(file: int) -> int:
     last = tail.rpartition(b"\n")[2]
     if not last:
         return size
-    try:
-        FrontierPoint.read(last.decode("utf-8", errors="replace"))
-    except QuantGolfError:
+    if isinstance(point_of(last.decode("utf-8", errors="replace")), str):
         size -= len(last)
         os.ftruncate(file, size)
         return size

@@ -6,12 +6,11 @@ fixtures.
 
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 
 HERE = Path(__file__).parent
 
@@ -36,12 +35,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are tiny: with two threads waiting for each other on a busy machine a test took 15 s, not 0.2."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def all_on_one_thread(one_thread: None) -> None:
+    """Of every test here."""
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from quantgolf.checkpoint import build_model, describe_model, fill, open_checkpo
 from quantgolf.cli.inputs import open_source
 from quantgolf.errors import QuantGolfError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 transformers = pytest.importorskip("transformers")
 transformers.logging.disable_progress_bar()
 transformers.logging.set_verbosity_error()
@@ -27,15 +29,6 @@ LLAMA = SIZES | {
     "rope_parameters": {"rope_type": "default", "rope_theta": 500},
 }  # fmt: skip
 TOKENS = torch.arange(24).view(2, 12) * 7 % 96
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are so small that threads only wait for each other: 30 ms a product where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def llama(**changes: Any) -> nn.Module:

@@ -1,7 +1,7 @@
 """Calibration as a user meets it: looked at before, kept for later, and refused in one line where it cannot be."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,13 @@ from safetensors.torch import save_file
 
 from quantgolf.models.golf import Golf, GolfConfig
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Run = Callable[..., tuple[int, str, str]]
 CONTEST = Path(__file__).parents[1] / "calibrate" / "contest_script.py"
 CONFIG = {"vocab_size": 256, "dim": 32, "layers": 1, "heads": 2, "kv_heads": 1, "mlp_mult": 2}
 MATRICES = {"emb.weight", "blocks.0.attn.q.weight", "blocks.0.attn.k.weight", "blocks.0.attn.v.weight",
             "blocks.0.attn.o.weight", "blocks.0.up.weight", "blocks.0.down.weight"}  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """These models are so small that threads only wait for each other where cores are busy."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def drawn(path: Path, state: dict[str, torch.Tensor]) -> None:

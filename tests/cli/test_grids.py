@@ -1,11 +1,10 @@
 """Grids and codecs as `compress` takes, shows and refuses them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from quantgolf.checkpoint import read_demo
 from quantgolf.cli.grids import Asked, CodecOf, ScalesOf, parse_sizes
@@ -13,15 +12,9 @@ from quantgolf.cli.inputs import Solver
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve.grid import Grid
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -1,12 +1,11 @@
 """`sweep` and `compress --plan` as a user types them."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from quantgolf.checkpoint import read_demo
 from quantgolf.cli import frontier_table
@@ -14,15 +13,9 @@ from quantgolf.cli.sweep import checkpoint_name, divided, shard_of
 from quantgolf.errors import QuantGolfError
 from quantgolf.sweep import FrontierPoint, Measured, Outcome
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

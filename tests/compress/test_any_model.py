@@ -4,7 +4,7 @@ import copy
 import importlib.util
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +27,8 @@ from quantgolf.models.golf import Golf, GolfConfig
 from quantgolf.runtime import load
 from quantgolf.types import Calibration
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TESTS = Path(__file__).parents[1]
 VOCAB = 64
 
@@ -44,14 +46,6 @@ def other_room(path: str) -> ModuleType:
 @pytest.fixture(scope="module")
 def networks() -> ModuleType:
     return other_room("calibrate/networks.py")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def corpus(vocab: int = VOCAB, count: int = 2000) -> Corpus:

@@ -1,6 +1,5 @@
 """What a dry run predicts, against what then happens."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +17,10 @@ from quantgolf.data import Corpus, Tokenizer, read_corpus
 from quantgolf.errors import BudgetError, QuantGolfError
 from quantgolf.types import Calibration
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CLOSE = 0.03
 TOKENS, LENGTH = 2048, 64
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Where cores are busy, two threads wait for each other most of the time: 40 s a test, not 3."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """Groups, zeros, logarithmic scales and codecs from the solvers to a file: budgets, plans, predictions, refusals."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,9 @@ from quantgolf.solve import SolveOptions, Solver
 from quantgolf.solve.grid import Grid
 from quantgolf.types import Calibration, Choice
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 GRIDS = [Grid(20), Grid(None, False), Grid(7, False, "log"), Grid(16, True, "log")]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -7,13 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress import compress
@@ -22,6 +20,7 @@ from quantgolf.data import Corpus, Tokenizer, corpus_from_texts
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve.trellis import Trellis
 from quantgolf.sweep import Effort, Opener, Outcome, Recipe, sweep
+from quantgolf.sweep import process as process_module
 from quantgolf.sweep.asked import Judge, Learned
 from quantgolf.sweep.crew import processes
 from quantgolf.sweep.front import best_of, front
@@ -32,6 +31,7 @@ from quantgolf.sweep.run import session
 from quantgolf.sweep.search import Search, sensitivity
 from quantgolf.sweep.store import Claim, ResultsFile
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SAME = ("bytes", "digest", "kl", "bpb", "float_bpb", "delta_bpb", "top1", "worst", "kinds", "tensors", "documents")
 CHILD = """
 import pickle, sys
@@ -39,14 +39,6 @@ from quantgolf.sweep import Effort, Opener, sweep
 text, judged, axes = pickle.load(open("sweep.pickle", "rb"))
 sweep(Opener("tiny.safetensors", "."), text, judged, axes, "killed.jsonl", tokens=512, length=64, effort=Effort(jobs=1))
 """
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture
@@ -260,3 +252,21 @@ def test_a_checkpoint_that_is_open_here_has_no_processes_and_names_that_do_are_c
         sweep(Opener(tmp_path / "none.safetensors", tiny_path.parent), *texts, {"bits": "4"}, tmp_path / "r.jsonl")
     assert not (tmp_path / "r.jsonl").exists()
     json.dumps(Recipe("gptq", bits="4").options())
+
+
+def test_a_point_that_kills_its_processes_is_not_final_and_a_plain_rerun_makes_it(
+    tiny_path: Path, texts: tuple[Corpus, Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, out = subprocess.Popen, tmp_path / "r.jsonl"
+    killed = (
+        "import os, quantgolf.sweep.worker as w; w.Maker.point = lambda maker, job: os.kill(os.getpid(), 9); w.main()"
+    )
+    opener, grid = Opener(tiny_path, tiny_path.parent / "card.json"), {"solver": ["rtn"], "bits": "4"}
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            process_module.subprocess, "Popen", lambda _, **given: start([sys.executable, "-c", killed], **given)
+        )
+        (point,) = swept(opener, texts, grid, out, effort=Effort(jobs=1)).failed  # type: ignore[arg-type]
+    assert "two processes that were to make it ended, the last one by signal 9" in point.error and not point.final
+    found = swept(opener, texts, grid, out, effort=Effort(jobs=1))  # type: ignore[arg-type]
+    assert found.made == 1 and not found.failed and ResultsFile(out).read().points == {found.done[0].key: found.done[0]}

@@ -2,8 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantgolf.cli.sizes import parse_size
 from quantgolf.errors import QuantGolfError
+from quantgolf.sizes import parse_size
 
 
 @pytest.mark.parametrize(
