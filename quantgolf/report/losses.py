@@ -14,7 +14,10 @@ from quantgolf.sweep.point import FrontierPoint, Measured
 
 METRICS = {"kl": "KL to the float model, bits per byte", "delta_bpb": "rise of BPB over the float model"}
 RADIUS, PALE = 4.6, 0.38  # of a marker in points; opacity of what another point beats
-LIMITS = 3  # more of them are marked and not written out
+LIMITS, LINES = (
+    3,
+    16,
+)  # more than so many limits are lines without their numbers, and then no lines: a wood says nothing
 XZ = 0.99  # a file that xz makes smaller than this is shown at both sizes
 
 
@@ -35,15 +38,16 @@ def draw_loss(drawn: Canvas, axes: Axes, panel: Panel, metric: str, found: Mappi
         return
     limits = sorted({point.limit for point in known if point.limit is not None})
     sizes = [float(size) for p in known for size in (p.bytes, _packed(p)) if size is not None]
-    if len(limits) > LIMITS:  # a wood of lines says nothing
+    if len(limits) > LINES:
         limits = []
-    bytes_axis(axes, [*sizes, *limits])
+    bytes_axis(axes, [*sizes, *(limits if len(limits) <= LIMITS else [])])
     values = [_measured(point, metric).value for point in known]
     reach = [end for point in known for end in (_measured(point, metric).low, _measured(point, metric).high)]
     bottom = loss_axis(axes, values, [end for end in reach if end is not None])
     axes.grid(axis="y", color=drawn.theme.faint, linewidth=0.8)
+    strength = 0.8 if len(limits) <= LIMITS else 0.35
     for limit in limits:
-        axes.axvline(limit, color=drawn.theme.muted, linewidth=0.7, alpha=0.8, zorder=1)
+        axes.axvline(limit, color=drawn.theme.muted, linewidth=0.7, alpha=strength, zorder=1)
     on = {point.key for point in frontier(known, metric)}
     marks: list[Boxes] = []
     lines: list[Boxes] = []
@@ -65,7 +69,7 @@ def draw_loss(drawn: Canvas, axes: Axes, panel: Panel, metric: str, found: Mappi
             marks += _draw_point(drawn, axes, point, metric, look, point.key in on, bottom)
         ends = at if len(at) < 3 else at[[-1, 0, *range(len(at) - 2, 0, -1)]]
         names.append(Name(short(method), tuple((float(x), float(y)) for x, y in ends[:4]), look.colour))
-    if limits:
+    if limits and len(limits) <= LIMITS:
         marks += _write_limits(drawn, axes, limits)
     place(drawn, axes, names, marks, lines, right)
 
@@ -78,7 +82,7 @@ def note_of(panels: Sequence[Panel]) -> str:
         parts.append("Pale: a file for the same limit, or a smaller one, loses less.")
     if any(_packed(point) is not None for point in points):
         parts.append("Hollow: the same file after xz -9e.")
-    if any(0 < len({point.limit for point in panel.points} - {None}) <= LIMITS for panel in panels):
+    if any(0 < len({point.limit for point in panel.points} - {None}) <= LINES for panel in panels):
         parts.append("Upright lines: limits.")
     return " ".join(parts)
 

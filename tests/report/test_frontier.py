@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from quantgolf.errors import QuantGolfError
 from quantgolf.evaluate import kl_difference
 from quantgolf.report.frontier import chosen, frontier, paired, rivals, size_of
+from quantgolf.report.losses import note_of
 from quantgolf.report.results import panels_of
 from quantgolf.sweep.point import Documents, FrontierPoint
 from quantgolf.types import EvalResult
@@ -89,3 +90,9 @@ def test_documents_that_do_not_match_are_refused(make: Make) -> None:
     (panel,) = panels_of([make(kl=0.01), make("gptq", documents=other)])
     with pytest.raises(QuantGolfError, match="documents of different bytes under one text fingerprint"):
         paired(panel)
+
+
+@pytest.mark.parametrize(("count", "drawn"), [(3, True), (16, True), (17, False)])
+def test_a_wood_of_limits_is_not_drawn(make: Make, count: int, drawn: bool) -> None:
+    points = [make("slope", 800_000 + i, limit=900_000 + i) for i in range(count)]
+    assert ("Upright lines: limits." in note_of(panels_of(points))) == drawn
