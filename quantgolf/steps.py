@@ -8,7 +8,7 @@ from torch import Tensor
 
 from quantgolf_kernels import dequantize
 
-# The fp32 numbers nearest to 2^(i / 128); part of format version 0, to the bit. None lies closer than 1e-4 of a last
+# The fp32 numbers nearest to 2^(i / 128); part of format version 1, to the bit. None lies closer than 1e-4 of a last
 # place to the middle of two, so that any exp2 good to 1e-11 gives the same ones.
 MANTISSAS = np.exp2(np.arange(128) / 128).astype(np.float32)
 FINE = 32  # parts of a quarter octave, of which MANTISSAS has 128 an octave

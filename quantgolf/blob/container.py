@@ -14,9 +14,12 @@ from quantgolf.errors import FormatError
 from quantgolf.types import BlobHeader, CodedModel
 
 MAGIC = b"QGLF"
-VERSION = 0
+VERSION = 1
+DRAFT = 0  # what version 1 was called before it was frozen; nothing else of those files differs
 DIGEST_BYTES = 8
 MAX_HEADER_BYTES = 1 << 22  # about 200,000 tensors
+SMALL_HEADER_BYTES = 1 << 12  # read whatever the limit of decoded bytes is
+HEADER_WEIGHT = 1 << 10  # a block is two bytes of the header, and a few hundred with all that is known of it
 
 
 def pack(coded: CodedModel, model: dict[str, Any] | None) -> bytes:
@@ -44,25 +47,30 @@ def parse(data: bytes, max_decoded_bytes: int = MAX_DECODED_BYTES) -> tuple[Blob
 
     Args:
         data: a complete file.
-        max_decoded_bytes: refuse tensors that would take more than that together in their own dtypes.
+        max_decoded_bytes: refuse tensors that would take more than that together, each in its own dtype, or in fp32 if
+            that is wider and it has quantized rows; and headers of more than 4,096 bytes and a thousandth of it.
 
     Raises:
         FormatError: another kind of file, a newer version, a damaged file, or one that no `pack` writes.
     """
     at = check_envelope(data, len(data))
+    version = data[len(MAGIC)]
     content, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
     if _digest(content) != digest:
         raise FormatError(f"checksum is {_digest(content).hex()}, expected {digest.hex()}; {DAMAGED}")
     cursor = Cursor(content, "the file", at)
     size = cursor.varint()
     packed = cursor.take(cursor.varint())
-    if size > MAX_HEADER_BYTES:
-        raise FormatError(f"the header declares {size} bytes, expected at most {MAX_HEADER_BYTES}; {DAMAGED}")
+    most = min(MAX_HEADER_BYTES, max(SMALL_HEADER_BYTES, max_decoded_bytes // HEADER_WEIGHT))
+    if size > most:
+        raise FormatError(
+            f"the header declares {size:,} bytes, expected at most {most:,}; raise max_decoded_bytes if you trust the file"
+        )
     header = zstd.decompress(packed, size, "the header", WORDS)
     model, coded = read_header(header, cursor)
     cursor.finish()
     check_model(coded, max_decoded_bytes)
-    return BlobHeader(VERSION, model), coded
+    return BlobHeader(version, model), coded
 
 
 def check_envelope(start: bytes, size: int) -> int:
@@ -82,7 +90,7 @@ def check_envelope(start: bytes, size: int) -> int:
         )
     cursor = Cursor(start, "the file", len(MAGIC))
     version = cursor.take(1)[0]
-    if version != VERSION:
+    if version not in (DRAFT, VERSION):
         raise FormatError(f"format version {version} is newer than this reader's {VERSION}; upgrade quantgolf")
     declared = cursor.varint()
     follow = size - cursor.at

@@ -9,10 +9,11 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
+from quantgolf.encode.check import MOST_DIMENSIONS
 from quantgolf.encode.dtypes import DTYPES
 from quantgolf.encode.groups import WIDTHS
 from quantgolf.encode.place import rows_and_columns
-from quantgolf.encode.varint import DAMAGED, Cursor, signed, varint, zigzag
+from quantgolf.encode.varint import DAMAGED, UNKNOWN, Cursor, signed, varint, zigzag
 from quantgolf.errors import FormatError, QuantGolfError
 from quantgolf.types import CodedBlock, CodedGroups, CodedModel, CodedTensor
 
@@ -20,9 +21,12 @@ DTYPE_NAMES = tuple(DTYPES)
 CUT, LEVELS, DIAGONALS, TRANSPOSED, KEPT = 0x01, 0x09, 0x0A, 0x40, 0x80
 GROUPS, LOGARITHMIC = 0x10, 0x20  # of codes: scales by groups of columns, in fp16 or as logarithms
 GROUPED = frozenset(scales | bits for scales in (GROUPS, LOGARITHMIC) for bits in WIDTHS)
-MAX_NAME_BYTES = 1 << 24
+QUANTIZED = frozenset((*WIDTHS, LEVELS, DIAGONALS)) | GROUPED
+STORAGES = QUANTIZED | {kind | TRANSPOSED for kind in QUANTIZED} | {KEPT | at for at in range(len(DTYPES))}
+LONGEST_NAME = 1 << 10  # bytes
+MOST_PARTS = 1 << 18  # names of a file, and blocks of it
 
-# Part of format version 0, to the byte.
+# Part of format version 1, to the byte.
 WORDS = (
     b"model.layers.0.self_attn.q_proj.k_proj.v_proj.o_proj.mlp.gate_proj.up_proj.down_proj.input_layernorm.bias"
     b"transformer.h.0.attn.c_attn.c_proj.ln_1.wte.lm_head.norm.embed_tokens.emb.weightblocks.0.gain_scale"
@@ -45,6 +49,8 @@ def write_header(coded: CodedModel, model: dict[str, Any] | None) -> bytes:
     description = b"" if model is None else _to_json(model)
     lengths = [len(block.codes) for tensor in tensors for block in tensor.blocks if block.bits is not None]
     groups = [block.groups for tensor in tensors for block in tensor.blocks if block.groups is not None]
+    _check_count("names", sum(1 + len(tensor.aliases) for tensor in tensors))
+    _check_count("blocks", sum(len(tensor.blocks) for tensor in tensors))
     levels = (coded.states, coded.restart, len(coded.exponents), len(coded.levels))
     return b"".join(
         [
@@ -79,13 +85,18 @@ def read_header(data: bytes, payload: Cursor) -> tuple[dict[str, Any] | None, Co
         raise FormatError(f"the header declares {count} tensors in {cursor.left} bytes; {DAMAGED}")
     names, each = _names(cursor), range(count)
     aliases = [cursor.varint() for _ in each]
+    _check_count("names", count + sum(aliases))
     named = [(next(names), tuple(next(names) for _ in range(more))) for more in aliases]
-    shapes = [tuple(cursor.varint() for _ in range(cursor.varint())) for _ in each]
+    shapes = [_read_shape(cursor) for _ in each]
     dtypes = [_dtype(index) for index in cursor.take(count)]
     storage = cursor.take(count)
     cuts = [
         _read_cut(cursor) if kind == CUT else _whole(kind, shape) for kind, shape in zip(storage, shapes, strict=True)
     ]
+    for kind in (kind for _, _, kinds in cuts for kind in kinds):
+        if kind not in STORAGES:
+            raise FormatError(f"the header names storage {kind}, which version 1.0 does not know; {UNKNOWN}")
+    _check_count("blocks", sum(len(rows) for _, rows, _ in cuts))
     groups = [[_read_groups(cursor, kind) for kind in kinds] for _, _, kinds in cuts]
     lengths = [[0 if kind >= KEPT or _is_levels(kind) else cursor.varint() for kind in kinds] for _, _, kinds in cuts]
     steps, small = cursor.varint(), cursor.varint()
@@ -105,6 +116,20 @@ def read_header(data: bytes, payload: Cursor) -> tuple[dict[str, Any] | None, Co
     return model, CodedModel(tuple(tensors), first, second, third, fourth, states, restart, last)
 
 
+def _check_count(what: str, count: int) -> None:
+    """A few bytes can declare millions of either, and each takes hundreds in memory and microseconds to look at."""
+    if count > MOST_PARTS:
+        raise FormatError(f"the model has {count} {what}, expected at most {MOST_PARTS}; put tensors together")
+
+
+def _read_shape(cursor: Cursor) -> tuple[int, ...]:
+    """Sizes of a tensor; a product of many of them would never be done."""
+    count = cursor.varint()
+    if count > MOST_DIMENSIONS:
+        raise FormatError(f"the header has a shape of {count} sizes, expected up to {MOST_DIMENSIONS}; {DAMAGED}")
+    return tuple(cursor.varint() for _ in range(count))
+
+
 def _front_coded(names: Iterable[str]) -> Iterator[bytes]:
     """Each name as the number of bytes it shares with the one before, the number of its other bytes, and those."""
     before = b""
@@ -113,6 +138,10 @@ def _front_coded(names: Iterable[str]) -> Iterator[bytes]:
             text = name.encode()
         except UnicodeEncodeError as error:
             raise QuantGolfError(f"tensor name {name!r} cannot be written as UTF-8; rename it") from error
+        if len(text) > LONGEST_NAME:
+            raise QuantGolfError(
+                f"tensor name {name[:50]}… takes {len(text)} bytes, expected at most {LONGEST_NAME}; rename it"
+            )
         pairs = zip(before, text, strict=False)
         shared = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(before), len(text)))
         yield varint(shared) + varint(len(text) - shared) + text[shared:]
@@ -121,17 +150,15 @@ def _front_coded(names: Iterable[str]) -> Iterator[bytes]:
 
 def _names(cursor: Cursor) -> Iterator[str]:
     """The names `_front_coded` wrote, as many as are asked for."""
-    name, total = b"", 0
+    name = b""
     while True:
         shared = cursor.varint()
         if shared > len(name):
             raise FormatError(f"a name shares {shared} bytes with {name!r}, expected at most all; {DAMAGED}")
-        name = name[:shared] + cursor.take(cursor.varint())
-        total += len(name)
-        if total > MAX_NAME_BYTES:
-            raise FormatError(
-                f"the header unfolds to {total} bytes of names, expected up to {MAX_NAME_BYTES}; {DAMAGED}"
-            )
+        more = cursor.varint()
+        if shared + more > LONGEST_NAME:
+            raise FormatError(f"the header has a name of {shared + more} bytes, expected up to {LONGEST_NAME}; {DAMAGED}")
+        name = name[:shared] + cursor.take(more)
         try:
             yield name.decode()
         except UnicodeDecodeError as error:
@@ -168,7 +195,7 @@ def _read_groups(cursor: Cursor, kind: int) -> CodedGroups | None:
 def _block(rows: int, kind: int, groups: CodedGroups | None, codes: bytes) -> CodedBlock:
     """The block that has that storage byte."""
     if kind >= KEPT:
-        return CodedBlock(rows, _dtype(kind - KEPT), None, codes)
+        return CodedBlock(rows, DTYPE_NAMES[kind - KEPT], None, codes)
     transposed, what, levels = bool(kind & TRANSPOSED), kind & ~TRANSPOSED, _is_levels(kind)
     if groups is not None:
         what &= ~(GROUPS | LOGARITHMIC)
@@ -202,7 +229,7 @@ def _read_cut(cursor: Cursor) -> tuple[int, list[int], bytes]:
 
 def _dtype(index: int) -> str:
     if index >= len(DTYPE_NAMES):
-        raise FormatError(f"the header names dtype {index}, expected 0 to {len(DTYPE_NAMES) - 1}; {DAMAGED}")
+        raise FormatError(f"the header names dtype {index}, expected 0 to {len(DTYPE_NAMES) - 1}; {UNKNOWN}")
     return DTYPE_NAMES[index]
 
 

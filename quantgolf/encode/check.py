@@ -1,12 +1,13 @@
 """What has to hold for the tensors of a file, whether about to be written or just read."""
 
 import math
+import re
 from collections.abc import Iterable
 
 from quantgolf.encode.dtypes import DTYPES, NARROWER
 from quantgolf.encode.groups import LARGEST_BASE, WIDTHS, check_size, group_count
 from quantgolf.encode.place import matrix_shape, places, rows_and_columns
-from quantgolf.encode.varint import DAMAGED
+from quantgolf.encode.varint import DAMAGED, UNKNOWN
 from quantgolf.errors import FormatError
 from quantgolf.solve.trellis import CODES
 from quantgolf.types import CodedBlock, CodedModel, CodedTensor
@@ -15,11 +16,12 @@ STATES = (1, *CODES)
 LARGEST_RESTART = 1 << 20
 MOST_DIMENSIONS = 16
 MAX_DECODED_BYTES = 64 * 2**30
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def check_model(coded: CodedModel, max_decoded_bytes: int = MAX_DECODED_BYTES) -> None:
-    """Refuses descriptions that no encoder writes, and models above `max_decoded_bytes` in their own dtypes, scales of
-    groups counted as fp32, and their zeros.
+    """Refuses descriptions that no encoder writes, and models above `max_decoded_bytes`: tensors in their own dtypes, or
+    in fp32 if that is wider and they have quantized rows; scales of groups as fp32, and their zeros.
 
     Raises:
         FormatError: the first fault found, by the tensor's name.
@@ -33,11 +35,13 @@ def check_model(coded: CodedModel, max_decoded_bytes: int = MAX_DECODED_BYTES) -
         for name in (tensor.name, *tensor.aliases):
             if not name or name in seen:
                 raise FormatError(f"tensor name {name!r} is empty or used twice, expected names that differ")
+            # They reach terminals, which do as they are told.
+            if CONTROL.search(name):
+                raise FormatError(f"tensor name {name!r} has control characters, expected none; rename it")
             seen.add(name)
         _check_tensor(tensor)
         # Empty dimensions count as one: [2^60, 0] holds nothing, but no library can work with it.
-        decoded += math.prod(max(1, size) for size in tensor.shape) * DTYPES[tensor.dtype].itemsize
-        decoded += _group_bytes(tensor)
+        decoded += math.prod(max(1, size) for size in tensor.shape) * _item_bytes(tensor) + _group_bytes(tensor)
         if decoded > max_decoded_bytes:
             raise FormatError(
                 f"{tensor.name} of shape {list(tensor.shape)} brings the model to {decoded:,} decoded bytes, expected "
@@ -76,6 +80,12 @@ def _check_tensor(tensor: CodedTensor) -> None:
         )
     for block, place in zip(tensor.blocks, places(tensor), strict=True):
         _check_block(tensor, block, matrix_shape(tensor.shape, place))
+
+
+def _item_bytes(tensor: CodedTensor) -> int:
+    """Bytes of a value, which with quantized rows is decoded to fp32."""
+    itemsize = DTYPES[tensor.dtype].itemsize
+    return itemsize if all(block.stored is not None for block in tensor.blocks) else max(4, itemsize)
 
 
 def _group_bytes(tensor: CodedTensor) -> int:
@@ -129,4 +139,4 @@ def _check_block(tensor: CodedTensor, block: CodedBlock, shape: tuple[int, int])
 
 def _expect(name: str, what: str, value: object, choices: Iterable[object]) -> None:
     if value not in (choices := list(choices)):
-        raise FormatError(f"{name} has {what} {value}, expected one of {', '.join(map(str, choices))}")
+        raise FormatError(f"{name} has {what} {value}, expected one of {', '.join(map(str, choices))}; {UNKNOWN}")

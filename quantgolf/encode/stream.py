@@ -17,7 +17,7 @@ from torch import Tensor
 
 from quantgolf.encode import gpu, rans, zstd
 from quantgolf.encode.table import SYMBOLS, choose_roots, frequencies, read_table, symbol_bits, write_table
-from quantgolf.encode.varint import DAMAGED, Cursor
+from quantgolf.encode.varint import DAMAGED, UNKNOWN, Cursor
 from quantgolf.errors import FormatError, QuantGolfError
 
 Codec = Literal["auto", "rans", "zstd"]
@@ -76,7 +76,7 @@ def _open(payload: bytes, count: int, what: str) -> NDArray[np.uint8] | rans.Str
     if codec == RANS:
         return rans.read(cursor, count, frequencies(read_table(cursor)))
     if codec not in (RAW, ZSTD):
-        raise FormatError(f"{what} names codec {codec}, expected {RAW}, {ZSTD} or {RANS}; {DAMAGED}")
+        raise FormatError(f"{what} names codec {codec}, expected {RAW}, {ZSTD} or {RANS}; {UNKNOWN}")
     raw = zstd.decompress(cursor.rest(), count, what) if codec == ZSTD else cursor.take(count)
     cursor.finish()
     return np.frombuffer(raw, dtype=np.uint8)
@@ -89,7 +89,7 @@ def encode_codes(codes: Tensor, codec: Codec = "auto") -> bytes:
         QuantGolfError: codes of another dtype, or another codec.
     """
     if codes.dtype != torch.int8:
-        raise QuantGolfError(f"codes are {codes.dtype}, expected torch.int8; format version 0 knows no wider codes")
+        raise QuantGolfError(f"codes are {codes.dtype}, expected torch.int8; format version 1 knows no wider codes")
     return encode_stream(codes.detach().cpu().contiguous().numpy().ravel().view(np.uint8) ^ SIGN, codec)
 
 

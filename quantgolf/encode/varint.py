@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from quantgolf.errors import FormatError
 
 DAMAGED = "the file is damaged, copy it again"
+UNKNOWN = "a newer quantgolf may have written it, upgrade; or the file is damaged, copy it again"
 
 
 def varint(value: int) -> bytes:

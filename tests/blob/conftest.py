@@ -1,4 +1,4 @@
-"""What test files of this room share: the page's reader, and files around any header.
+"""What test files of this room share: the page's reader, the golden files, and files around any header.
 
 Test files do not import each other (pytest's importlib mode gives them no package), so it comes as fixtures.
 """
@@ -11,20 +11,31 @@ from types import ModuleType
 
 import pytest
 
-from quantgolf.blob import MAGIC
+from quantgolf.blob import MAGIC, VERSION
 from quantgolf.blob.header import WORDS
 from quantgolf.encode import zstd
 from quantgolf.encode.varint import varint
 
 
-@pytest.fixture(scope="session")
-def page() -> ModuleType:
-    """The reader that is written from docs/format.md alone."""
-    spec = importlib.util.spec_from_file_location("page_reader", Path(__file__).parent / "page_reader.py")
+def beside(name: str) -> ModuleType:
+    """A module that lies beside this file."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def page() -> ModuleType:
+    """The reader that is written from docs/format.md alone."""
+    return beside("page_reader")
+
+
+@pytest.fixture(scope="session")
+def goldens() -> ModuleType:
+    """What the golden files were made of."""
+    return beside("goldens")
 
 
 @pytest.fixture(scope="session")
@@ -40,4 +51,4 @@ def make_container(header: bytes, streams: bytes = b"", size: int | None = None)
     """A file whose envelope and checksum are right, whatever the header says."""
     packed = zstd.compress(header, WORDS)
     body = varint(len(header) if size is None else size) + varint(len(packed)) + packed + streams
-    return with_checksum(MAGIC + b"\0" + varint(len(body) + 8) + body)
+    return with_checksum(MAGIC + bytes([VERSION]) + varint(len(body) + 8) + body)

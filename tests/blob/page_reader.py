@@ -16,7 +16,9 @@ DTYPES = dict(
     re.findall(r"(\d+) ([A-Z]+[0-9A-Z_]*)", PAGE.split("one byte, its dtype: ")[1].split(", as safetensors")[0])
 )
 DICTIONARY = PAGE.split("```")[1].strip("\n").encode()
-NUMPY = {"BOOL": "?", "U8": "u1", "I8": "i1", "F16": "<f2", "BF16": "<u2", "F32": "<f4", "F64": "<f8", "I64": "<i8"}
+NUMPY = {"BOOL": "?", "BF16": "<u2", "F8_E4M3": "u1", "F8_E5M2": "u1"} | {
+    name: f"<{name[0].lower()}{int(name[1:]) // 8}" for name in DTYPES.values() if name[1:].isdigit()
+}
 Grouped = dict[int, tuple[int, bool, int | None]]  # columns of a group, whether zeros, base of logarithms
 
 
@@ -96,6 +98,19 @@ def planes(r: Reader, count: int, size: int) -> bytes:
 
 def signed(m: int) -> int:
     return m // 2 if m % 2 == 0 else -(m + 1) // 2
+
+
+def widened(raw: np.ndarray, dtype: str) -> np.ndarray:
+    """Values of a dtype that numpy does not have, of those whose bits they are."""
+    if dtype == "BF16":
+        return (raw.astype("<u4") << 16).view("<f4")
+    if dtype == "F8_E5M2":
+        return (raw.astype("<u2") << 8).view("<f2")
+    if dtype == "F8_E4M3":
+        sign, exponent, mantissa = 1 - 2.0 * (raw >> 7), raw >> 3 & 15, raw & 7
+        normal = (8 + mantissa) * 2.0 ** (exponent.astype(int) - 10)
+        return np.where(raw & 127 == 127, np.nan, sign * np.where(exponent == 0, mantissa / 512, normal))
+    return raw
 
 
 def coded_steps(
@@ -228,7 +243,7 @@ def levels(r: Reader, known: list[Known], kinds: list[int], states: int, restart
 
 
 def read(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
-    assert data[:5] == b"QGLF\0" and blake2b(data[:-8], digest_size=8).digest() == data[-8:]
+    assert data[:4] == b"QGLF" and data[4] in (0, 1) and blake2b(data[:-8], digest_size=8).digest() == data[-8:]
     file = Reader(data[5:])
     assert file.varint() == len(file.data) - file.at
     size, packed = file.varint(), file.varint()
@@ -288,9 +303,7 @@ def read(data: bytes) -> tuple[Any, dict[str, np.ndarray]]:
         for at in group:
             size = blocks[at][1] * blocks[at][2] * itemsize
             here, values = np.frombuffer(values[:size], NUMPY[kinds[at]]), values[size:]
-            if kinds[at] == "BF16":
-                here = (here.astype("<u4") << 16).view("<f4")
-            found[at] = here.reshape(blocks[at][1:3])
+            found[at] = widened(here, kinds[at]).reshape(blocks[at][1:3])
     tensors = [
         np.concatenate([found[at] for at, block in enumerate(blocks) if block[0] == i]).reshape(shapes[i])
         for i in every

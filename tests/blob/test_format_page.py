@@ -31,11 +31,9 @@ def same(page: ModuleType, data: bytes) -> None:
         assert torch.equal(tensor.double(), torch.from_numpy(found[name].astype(np.float64))), name
 
 
-@pytest.mark.parametrize(
-    "name", ["golden_v0.qg", "golden_levels_v0.qg", "golden_diagonals_v0.qg", "golden_groups_v0.qg"]
-)
-def test_the_golden_file_is_what_the_page_says(page: ModuleType, name: str) -> None:
-    same(page, (Path(__file__).parent / name).read_bytes())
+@pytest.mark.parametrize("path", sorted((Path(__file__).parent / "golden").glob("*.qg")), ids=lambda path: path.stem)
+def test_the_golden_file_is_what_the_page_says(page: ModuleType, path: Path) -> None:
+    same(page, path.read_bytes())
 
 
 FINE = st.just(0) | st.integers(-128, 127)

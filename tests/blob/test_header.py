@@ -111,9 +111,9 @@ def test_headers_with_groups_are_laid_out_as_written(container: Container) -> No
         (40, [12, 129, 64, 0, 0, 0, 0], "base of -4097, expected one within ±4096"),
         (20, [12, 0, 0, 0], "asks for 1 bytes where 0 are left"),
         (4, [0, 0, 0, 0], "1 bytes too many"),
-        (52, [0, 0, 0], "bits 52, expected"),
-        (17, [0, 0, 0], "bits 17, expected"),
-        (25, [0, 0, 0], "bits 25, expected"),
+        (52, [0, 0, 0], "names storage"),
+        (17, [0, 0, 0], "names storage"),
+        (25, [0, 0, 0], "names storage"),
     ],
 )
 def test_groups_that_nothing_writes_are_refused(
@@ -167,16 +167,16 @@ def test_trellises_that_nothing_writes_are_refused(
         (cut_header((6, 0), 2, [2, 2**62], b"\4\4"), "together, expected 1 or more, 6 together"),
         (cut_header((6, 0), 3, [4, 0, 2], b"\4\x8d\4"), "3 blocks of 0 rows or more"),
         (cut_header((6, 0), 1, [6], b"\4", lead=3), "merges 3 dimensions, expected 0 to 2"),
-        (cut_header((6, 0), 2, [2, 4], b"\4\1"), "bits 1, expected"),
-        (cut_header((6, 0), 2, [2, 4], b"\4\x41"), "bits 1, expected"),
-        (cut_header((6, 0), 2, [2, 4], b"\4\x0c"), "bits 12, expected"),
-        (cut_header((6, 0), 2, [2, 4], b"\4\x0b"), "bits 11, expected"),
-        (cut_header((6, 0), 2, [2, 4], b"\4\x4b"), "bits 11, expected"),
-        (cut_header((6, 0), 2, [2, 4], b"\4\x2a"), "bits 42, expected"),
-        (cut_header((6, 0), 2, [2, 4], b"\4\x34"), "bits 52, expected"),
+        (cut_header((6, 0), 2, [2, 4], b"\4\1"), "names storage"),
+        (cut_header((6, 0), 2, [2, 4], b"\4\x41"), "names storage"),
+        (cut_header((6, 0), 2, [2, 4], b"\4\x0c"), "names storage"),
+        (cut_header((6, 0), 2, [2, 4], b"\4\x0b"), "names storage"),
+        (cut_header((6, 0), 2, [2, 4], b"\4\x4b"), "names storage"),
+        (cut_header((6, 0), 2, [2, 4], b"\4\x2a"), "names storage"),
+        (cut_header((6, 0), 2, [2, 4], b"\4\x34"), "names storage"),
         (cut_header((6, 0), 2, [2, 4], b"\4\x8a"), "stored dtype F8_E5M2"),
         (cut_header((6, 0), 2, [2, 4], b"\4\x88"), "stored dtype I64"),
-        (cut_header((6, 0), 2, [2, 4], b"\4\xff"), "names dtype 127"),
+        (cut_header((6, 0), 2, [2, 4], b"\4\xff"), "names storage 255"),
         (cut_header((6, 0), 2, [2, 4], b"\4"), "is damaged|asks for"),
     ],
 )
@@ -208,3 +208,11 @@ def test_cuts_that_nothing_writes_are_refused(header: bytes, message: str, conta
 def test_headers_that_nothing_writes_are_refused(header: bytes, container: Container) -> None:
     with pytest.raises(FormatError):
         parse(container(header))
+
+
+@pytest.mark.parametrize("kind", [0, 11, 15, 25, 48, 50, 65, 80, 127, 128 + 15, 255])
+def test_storages_of_later_versions_are_refused_with_the_remedy(container: Callable[..., bytes], kind: int) -> None:
+    """One tensor "w" of [1, 1], F32, with that storage byte."""
+    header = varint(0) + varint(1) + varint(0) + varint(0) + varint(1) + b"w" + varint(2) + varint(1) * 2 + b"\x0d"
+    with pytest.raises(FormatError, match="upgrade"):
+        parse(container(header + bytes([kind]) + varint(0) * 3, b""))

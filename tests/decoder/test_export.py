@@ -15,7 +15,7 @@ from quantgolf.decoder.export import _literal
 from quantgolf.decoder.specialise import specialise, without_typing
 from quantgolf.errors import FormatError, QuantGolfError
 
-GOLDEN = Path(__file__).parents[1] / "blob" / "golden_levels_v0.qg"
+GOLDEN = Path(__file__).parents[1] / "blob" / "golden" / "levels_v1.qg"
 
 
 @given(st.binary())
