@@ -51,9 +51,9 @@ def read(path: Path = RESULTS) -> list[dict[str, Any]]:
         QuantGolfError: the file is missing, or a line is no row.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
+    number = 0
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):  # noqa: B007
             row = json.loads(line)
             found[row["promise"], row["case"]] = row
     except OSError as error:

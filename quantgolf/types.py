@@ -25,6 +25,8 @@ from quantgolf.steps import QTensor as QTensor
 from quantgolf.steps import Steps as Steps
 
 ROWS_AT_ONCE = 1 << 22  # numbers of a weight's error that are priced at once
+# Traces and losses within these are summed in fp32 without any part that matters being lost or infinite.
+LEAST, MOST = 1e-30, 1e30
 
 
 @dataclass(frozen=True)
@@ -96,40 +98,56 @@ class WeightStats:
     tokens: int
 
     def hessian(self) -> Tensor:
-        """H̄ = Σ_u mean(row_u) · column_u, [K, K] fp32: the one column matrix the solvers work with."""
-        total = self.uses[0].row.mean() * self.uses[0].column
+        """H̄ = Σ_u mean(row_u) · column_u, [K, K] fp32: the one column matrix the solvers work with. Where that is so
+        large or so small that fp32 does not hold it, it is fp64."""
+        total = self._hessian(torch.float32)
+        return total if LEAST < float(total.trace()) < MOST else self._hessian(torch.float64)
+
+    def _hessian(self, dtype: torch.dtype) -> Tensor:
+        total = self.uses[0].row.to(dtype).mean() * self.uses[0].column.to(dtype)
         for use in self.uses[1:]:
-            total += use.row.mean() * use.column
+            total += use.row.to(dtype).mean() * use.column.to(dtype)
         return total
 
     def row_weight(self) -> Tensor:
         """r_i⁻² = Σ_u row_u[i] · tr column_u / tr H̄, [N] fp32: how much the loss feels each output row."""
-        trace = self.hessian().trace()
+        hessian = self.hessian()
+        trace, dtype = hessian.trace(), hessian.dtype
         if trace == 0:
             return torch.ones_like(self.uses[0].row)
-        return torch.stack([use.row * use.column.trace() for use in self.uses]).sum(0) / trace
+        felt = torch.stack([use.row.to(dtype) * use.column.to(dtype).trace() for use in self.uses]).sum(0) / trace
+        return felt.float()
 
     def outputs(self) -> Tensor | None:
         """G of the only use divided by mean(row), [N, N] fp32: its diagonal is `row_weight()` and its mean 1. None
         where there are several uses, G is not known, or nothing was felt."""
         use = self.uses[0]
-        if len(self.uses) > 1 or use.outputs is None or self.hessian().trace() == 0:
+        if len(self.uses) > 1 or use.outputs is None:
             return None
-        return use.outputs / use.row.mean()
+        hessian = self.hessian()
+        if hessian.trace() == 0:
+            return None
+        return (use.outputs.to(hessian.dtype) / use.row.to(hessian.dtype).mean()).float()
 
     def loss(self, error: Tensor) -> float:
-        """Predicted rise of the loss in nats per token for a weight error [N, K]."""
-        total = 0.0
+        """Predicted rise of the loss in nats per token for a weight error [N, K]; in fp32, and in fp64 where that is
+        not enough."""
+        total = self._loss(error, torch.float32)
+        return total if LEAST < total < MOST else self._loss(error, torch.float64)
+
+    def _loss(self, error: Tensor, dtype: torch.dtype) -> float:
+        total, device = 0.0, self.uses[0].column.device
         at_once = max(1, ROWS_AT_ONCE // error.shape[1])
-        whole = error.to(self.uses[0].column) if any(use.outputs is not None for use in self.uses) else error
+        whole = error.to(device, dtype) if any(use.outputs is not None for use in self.uses) else error
         for start in range(0, len(error), at_once):
             rows = slice(start, start + at_once)
-            part = whole[rows].to(self.uses[0].column)
+            part = whole[rows].to(device, dtype)
             for use in self.uses:
+                spread = part @ use.column.to(dtype)
                 if use.outputs is None:
-                    total += 0.5 * float(((part @ use.column) * part).sum(1).double() @ use.row[rows].double())
+                    total += 0.5 * float((spread * part).sum(1).double() @ use.row[rows].double())
                 else:
-                    total += 0.5 * float(((part @ use.column) * (use.outputs[rows] @ whole)).sum(1).double().sum())
+                    total += 0.5 * float((spread * (use.outputs[rows].to(dtype) @ whole)).sum(1).double().sum())
         return total
 
 

@@ -74,3 +74,26 @@ def test_outputs_that_serve_no_solver_are_none() -> None:
     for uses in ((use, use), (use_of(4, 3, 0, known=False),), (silent,), (unseen,)):
         assert WeightStats("w", uses, 1).outputs() is None
     assert WeightStats("w", (use,), 1).outputs() is not None
+
+
+@settings(deadline=None)
+@given(st.integers(-36, 36), st.integers(-36, 36), st.integers(-30, 30), st.booleans(), st.integers(0, 99))
+def test_sizes_that_fp32_does_not_hold(felt: int, moment: int, weight: int, known: bool, seed: int) -> None:
+    """Products of numbers that fp32 holds each: nothing is lost, infinite or NaN; shares are those of plain ones."""
+    plain = use_of(4, 6, seed, known)
+    column = plain.column * 10.0**moment
+    row, outputs = (None if s is None else s * 10.0**felt for s in (plain.row, plain.outputs))
+    if felt < 0 and float(plain.row.min()) * 10.0**felt < 1e-37:
+        return  # subnormal: its digits are gone before anybody multiplies
+    assert row is not None
+    stats = WeightStats("w", (WeightUse("linear", row, column, 9, outputs),), 1)
+    error = torch.randn(4, 6, generator=torch.Generator().manual_seed(seed)) * 10.0**weight
+    whole = row.double().diag() if outputs is None else outputs.double()
+    expected = 0.5 * float((whole @ error.double() @ column.double() @ error.double().T).trace())
+    assert stats.loss(error) == pytest.approx(expected, rel=1e-3)
+    hessian = row.double().mean() * column.double()
+    torch.testing.assert_close(stats.hessian().double(), hessian, rtol=1e-5, atol=1e-6 * float(hessian.max()))
+    felt_by = WeightStats("w", (plain,), 1)
+    torch.testing.assert_close(stats.row_weight(), felt_by.row_weight())
+    if known:
+        torch.testing.assert_close(stats.outputs(), felt_by.outputs())

@@ -5,7 +5,6 @@ written as soon as it is there, with what it was measured on, so that an interru
 """
 
 import json
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quantgolf.atomic import fill, written
 from quantgolf.bench.cases import Case, clones, make
 from quantgolf.bench.clock import Call, Timer, copies, measure
 from quantgolf.bench.kernels import relative_error
@@ -151,9 +151,8 @@ class TileFile:
         """Adds a bucket and writes the file."""
         entries = {**self.document.get(kernel, {}), tuning.write_key(bucket): tile}
         self.document[kernel] = dict(sorted(entries.items(), key=lambda entry: str(tuning.read_key(entry[0]))))
-        beside = self.path.with_name(f".{self.path.name}.{os.getpid()}")
-        beside.write_text(as_text(self.document), encoding="utf-8")
-        os.replace(beside, self.path)
+        with written(self.path, overwrite=True) as beside:
+            fill(beside, as_text(self.document).encode())
 
 
 def as_text(document: dict[str, Any]) -> str:

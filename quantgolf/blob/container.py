@@ -17,9 +17,9 @@ MAGIC = b"QGLF"
 VERSION = 1
 DRAFT = 0  # what version 1 was called before it was frozen; nothing else of those files differs
 DIGEST_BYTES = 8
-MAX_HEADER_BYTES = 1 << 22  # about 200,000 tensors
+MAX_HEADER_BYTES = 1 << 22  # 32 for each of as many tensors as there may be
 SMALL_HEADER_BYTES = 1 << 12  # read whatever the limit of decoded bytes is
-HEADER_WEIGHT = 1 << 10  # a block is two bytes of the header, and a few hundred with all that is known of it
+HEADER_WEIGHT = 1 << 12  # a block is two bytes of the header, and up to 9 kB once it is decoded
 
 
 def pack(coded: CodedModel, model: dict[str, Any] | None) -> bytes:
@@ -48,7 +48,7 @@ def parse(data: bytes, max_decoded_bytes: int = MAX_DECODED_BYTES) -> tuple[Blob
     Args:
         data: a complete file.
         max_decoded_bytes: refuse tensors that would take more than that together, each in its own dtype, or in fp32 if
-            that is wider and it has quantized rows; and headers of more than 4,096 bytes and a thousandth of it.
+            that is wider and it has quantized rows; and headers of more than 4,096 bytes and a 4,096th of it.
 
     Raises:
         FormatError: another kind of file, a newer version, a damaged file, or one that no `pack` writes.
@@ -64,7 +64,7 @@ def parse(data: bytes, max_decoded_bytes: int = MAX_DECODED_BYTES) -> tuple[Blob
     most = min(MAX_HEADER_BYTES, max(SMALL_HEADER_BYTES, max_decoded_bytes // HEADER_WEIGHT))
     if size > most:
         raise FormatError(
-            f"the header declares {size:,} bytes, expected at most {most:,}; raise max_decoded_bytes if you trust the file"
+            f"the header declares {size} bytes, expected at most {most}; {DAMAGED}, or raise max_decoded_bytes"
         )
     header = zstd.decompress(packed, size, "the header", WORDS)
     model, coded = read_header(header, cursor)

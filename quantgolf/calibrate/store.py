@@ -8,9 +8,9 @@ one place of the room that touches files, because the statistics are its own.
 
 import json
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -21,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from quantgolf.atomic import held, sweep, unfinished
 from quantgolf.calibrate.place import Kind
 from quantgolf.errors import QuantGolfError
 from quantgolf.types import Block, Calibration, ParameterReport, WeightStats, WeightUse
@@ -120,9 +121,11 @@ class Writer:
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
         self.folder, self.overwrite = folder, overwrite
         refuse_taken(folder, overwrite)
+        self.beside, self._holding = unfinished(folder), ExitStack()
         try:
-            self.beside = folder.with_name(f".{folder.name}.{secrets.token_hex(8)}.qgtmp")
             self.beside.mkdir()
+            self._holding.enter_context(held(self.beside))
+            sweep(folder)
         except OSError as error:
             raise _unwritable(folder, error) from error
         self.entries: dict[str, Any] = {}
@@ -179,6 +182,7 @@ class Writer:
     def discard(self) -> None:
         """Removes what is not finished."""
         shutil.rmtree(self.beside, ignore_errors=True)
+        self._holding.close()
 
 
 def write_calibration(folder: Path, calibration: Calibration, origin: Origin, overwrite: bool = False) -> None:

@@ -5,8 +5,6 @@ So a checkpoint costs no memory of its own until then, and a file must not be re
 (`write_state` never does that: it writes beside and renames).
 """
 
-import os
-import tempfile
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,10 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from quantgolf.atomic import written
 from quantgolf.errors import QuantGolfError
 
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
+RESERVED = "__metadata__"  # of the header of a safetensors file
 EXPECTED = (
     "expected a .safetensors, .pt, .pth or .bin file, an index of shards (.index.json), a folder with one of these, "
     "or a .gguf file"
@@ -114,20 +114,18 @@ def write_state(path: Path, tensors: Mapping[str, Tensor], overwrite: bool = Fal
     safetensors knows no shared storage: a tensor that has several names is written under each of them.
 
     Raises:
-        QuantGolfError: the file exists and `overwrite` is off, or its folder cannot be written.
+        QuantGolfError: the file exists and `overwrite` is off, its folder cannot be written, or the disk is full; or a
+            tensor has the one name that safetensors keeps for itself.
     """
-    if path.exists() and not overwrite:
-        raise QuantGolfError(f"output {path}: exists already, expected a new name; choose another or pass --overwrite")
-    beside = None
-    try:
-        handle, beside = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        os.close(handle)
-        save_file(_apart(tensors), beside)
-        os.replace(beside, path)
-    except (OSError, SafetensorError) as error:
-        if beside is not None:
-            Path(beside).unlink(missing_ok=True)
-        raise QuantGolfError(f"output {path}: cannot be written ({error}); choose a folder you may write to") from error
+    if RESERVED in tensors:
+        raise QuantGolfError(f"a tensor is called {RESERVED!r}, expected another name, which safetensors takes")
+    with written(path, overwrite) as beside:
+        try:
+            save_file(_apart(tensors), beside)
+        except SafetensorError as error:
+            raise QuantGolfError(
+                f"output {path}: cannot be written ({reason(error)}), expected a folder to write to, with room"
+            ) from error
 
 
 def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from quantgolf.atomic import append_line
 from quantgolf.bench import decode, kernels, model, static
 from quantgolf.bench.cases import KINDS, OPS, ROWS, SHAPES, parse_shape, plan
 from quantgolf.bench.clock import EventTimer, GraphTimer
@@ -190,8 +191,7 @@ def _numbers(option: str, text: str) -> list[int]:
 
 def _kept(row: Row, out: Path | None) -> Row:
     if out is not None:
-        with out.open("a", encoding="utf-8") as lines:
-            lines.write(jsons.dumps(row) + "\n")
+        append_line(out, jsons.dumps(row))
     return row
 
 

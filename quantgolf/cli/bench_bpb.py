@@ -36,6 +36,7 @@ def bpb_verb(
         list[str],
         typer.Option(
             "--method",
+            callback=inputs.tell_executed,
             help="path/to/script.py, or path/to/script.py:Name of a class or object in it, with compress(state_dict) "
             "-> bytes and decompress(bytes) -> state_dict; again for more. THE SCRIPT IS EXECUTED: name only your own. "
             "compress may ask by name for max_bytes, model, batches or calibration.",

@@ -8,7 +8,7 @@ import typer
 
 from quantgolf.allocate import parse_bits
 from quantgolf.blob import refuse_unwritable
-from quantgolf.cli import grids, inputs, judge, learn, planned, show, written
+from quantgolf.cli import grids, inputs, judge, learn, planned, show, work, written
 from quantgolf.cli.inputs import Solver, TextOptions
 from quantgolf.cli.judge import Judging
 from quantgolf.cli.learn import Learning
@@ -76,6 +76,7 @@ def compress_verb(
     ] = False,
     offload: learn.OffloadOption = False,
     memory: learn.MemoryOption = None,
+    resume: work.ResumeOption = True,
     seed: inputs.SeedOption = 0,
     device: Annotated[
         str, typer.Option("--device", help="Where the model runs and is solved: cpu, cuda, cuda:1, …")
@@ -143,6 +144,7 @@ def compress_verb(
                 f"--rank-timeout is {rank_timeout:g} minutes, expected more than the "
                 f"{tune_seconds or TUNE_SECONDS:g} s that one rank may tune for; give fewer --tune-seconds"
             )
+        desk = None if dry or out is None else stack.enter_context(work.working(out, ranks, resume))
         unknown, settings = None, learning.settings()
         if stats is not None:
             learn.open_on(source, device)
@@ -160,25 +162,25 @@ def compress_verb(
                     judged=0 if judged is None or guard is False else len(judged.text.tokens), options=options,
                     group_sizes=asked.group_sizes, codec=asked.codec.value,
                 )  # fmt: skip
-            elif offload and out is not None:
-                folder = stack.enter_context(learn.beside(out, ranks))
-                calibration = learning.learn_to(folder, source, corpus, ranks, report, overwrite=False)
-            else:
-                calibration = learning.learn(source, corpus, ranks, report)
-        if not dry:
+            elif desk is not None:
+                calibration = desk.learn(learning, source, corpus, ranks, report)
+        if desk is not None:
             result = compress(
                 source, calibration, max_bytes=wish.max_bytes, bpw=bpw, max_kl=max_kl, max_dbpb=max_dbpb, rules=rules,
                 solver=solver.value, options=options, trellis=trellis, code_bytes=code_bytes, held_out=judged,
                 guard=guard if judged is not None else False, tuning=judging.tuning(corpus, judged, tune_seconds),
                 ranks=ranks, progress=report, group_sizes=asked.group_sizes, codec=asked.codec.value,
+                shelf=desk.shelf,
             )  # fmt: skip
+            if ranks.writes and out is not None:
+                verified = result.write(out, overwrite=overwrite)
+                more += desk.close()
     if not ranks.writes:
         return
     if dry or out is None:
         written.print_dry_run(predicted, limit, json)
         return
-    result.write(out, overwrite=overwrite)
-    document = written.summary(result, out, wish, limit) | {
+    document = written.summary(result, verified, out, wish, limit) | {
         "calibration": {**settings, "tokens": calibration.tokens, "labels": calibration.labels},
         "unknown_pieces": unknown,
         "notes": [*source.notes, *notes, *more, *result.notes],

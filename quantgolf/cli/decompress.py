@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from quantgolf.blob import read_blob
+from quantgolf.blob import read_blob, refuse_unwritable
 from quantgolf.checkpoint import write_state
 from quantgolf.cli import inputs, show
 from quantgolf.encode import DTYPES
@@ -19,6 +19,7 @@ def decompress_verb(
     json: inputs.JsonOption = False,
 ) -> None:
     """Write a compressed file's weights as safetensors, in the checkpoint's names, shapes and dtypes."""
+    refuse_unwritable(out, overwrite)
     _, coded = read_blob(file)
     tensors = restore(coded)
     for entry in coded.tensors:

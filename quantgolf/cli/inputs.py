@@ -18,6 +18,7 @@ import typer
 from torch import nn
 
 from quantgolf.checkpoint import Checkpoint, open_checkpoint, read_demo
+from quantgolf.cli import show
 from quantgolf.data import Corpus, Tokenizer, corpus_from_texts, open_tokenizer, read_corpus, sample_corpus, stdlib
 from quantgolf.errors import QuantGolfError
 
@@ -59,6 +60,15 @@ class Context(StrEnum):
     isolated = "isolated"
 
 
+def tell_executed(value: str | list[str] | None) -> str | list[str] | None:
+    """Says which scripts an option names will be executed; what it is given, it gives back."""
+    for each in [value] if isinstance(value, str) else value or []:
+        script = each.rpartition(":")[0] or each
+        if script.endswith(".py") and os.environ.get("RANK", "0") == "0":
+            show.console(True).print(f"note: {script} is executed", markup=False, soft_wrap=True)
+    return value
+
+
 CheckpointArgument = Annotated[
     str,
     typer.Argument(
@@ -70,6 +80,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
+        callback=tell_executed,
         help="card.json of the reference family, path/to/script.py:factory (is executed), or hf:PATH, which is meant "
         "where CKPT is a Hugging Face folder or a .gguf file.",
     ),

@@ -1,6 +1,5 @@
 """What verbs that calibrate share: where statistics come from, and how much memory and how many processes they get."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,19 +100,6 @@ class Learning:
             folder, source, batches, self.settings(), memory=self.limit(), overwrite=overwrite,
             ranks=ranks, progress=report,
         )  # fmt: skip
-
-
-@contextmanager
-def beside(out: Path, ranks: Ranks) -> Iterator[Path]:
-    """A folder for the statistics of one run beside its output, gone afterwards; the same for all ranks."""
-    folder = out.with_name(f".{out.name}.statistics.qgtmp")
-    try:
-        if ranks.writes:
-            shutil.rmtree(folder, ignore_errors=True)
-        yield folder
-    finally:
-        if ranks.writes:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def stored(folder: Path, source: Checkpoint, call: typer.Context) -> tuple[Calibration, dict[str, Any]]:

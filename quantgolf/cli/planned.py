@@ -13,6 +13,7 @@ from quantgolf.checkpoint import Checkpoint
 from quantgolf.cli import inputs, learn, show, written
 from quantgolf.cli.inputs import Context, TextOptions
 from quantgolf.cli.learn import Learning
+from quantgolf.cli.work import Work, working
 from quantgolf.compress import Wish
 from quantgolf.compress.workshop import Workshop
 from quantgolf.errors import QuantGolfError
@@ -73,21 +74,22 @@ class Planned:
                 f"--code has {self.code_bytes:,} bytes, expected the {recipe.code_bytes:,} that the plan counts; give "
                 "the files that were swept with"
             )
-        with show.bars() as report:
-            calibration, origin, unknown = self._learned(call, checkpoint, text, point, source, report)
+        with show.bars() as report, working(self.out, Ranks()) as desk:
+            calibration, origin, unknown = self._learned(call, checkpoint, text, point, source, desk, report)
             before = torch.get_num_threads()
             torch.set_num_threads(1)  # as the sweep's processes have
             try:
-                shop = Workshop(source, calibration, code_bytes=recipe.code_bytes, progress=report)
+                shop = Workshop(source, calibration, code_bytes=recipe.code_bytes, progress=report, shelf=desk.shelf)
                 result = make(shop, recipe)
             finally:
                 torch.set_num_threads(before)
-        result.write(self.out, overwrite=self.overwrite)
+            verified = result.write(self.out, overwrite=self.overwrite)
+            notes = desk.close()
         wish = Wish(recipe.max_bytes, by_hand=recipe.bits is not None)
-        document = written.summary(result, self.out, wish, recipe.max_bytes) | {
+        document = written.summary(result, verified, self.out, wish, recipe.max_bytes) | {
             "calibration": {**origin.settings, "tokens": calibration.tokens, "labels": calibration.labels},
             "unknown_pieces": unknown,
-            "notes": [*source.notes, verdict(point, origin, digest_of(result.data)), *result.notes],
+            "notes": [*source.notes, verdict(point, origin, digest_of(result.data)), *notes, *result.notes],
         }
         if self.json:
             show.print_json(document)
@@ -96,7 +98,7 @@ class Planned:
 
     def _learned(
         self, call: typer.Context, checkpoint: str, text: TextOptions, point: FrontierPoint, source: Checkpoint,
-        report: show.Report,
+        desk: Work, report: show.Report,
     ) -> tuple[Calibration, Origin, int | None]:  # fmt: skip
         """Statistics, what they are made of, and unknown pieces of the text."""
         if self.stats is not None:
@@ -112,7 +114,7 @@ class Planned:
         learning = Learning(text, asked["tokens"], asked["seed"], "cpu", offload=False, memory=None)
         corpus = learning.open(source, checkpoint, report)
         origin = Origin(source.fingerprint, text_digest(learning.batches(corpus)), learning.settings())
-        return learning.learn(source, corpus, Ranks(), report), origin, corpus.unknown
+        return desk.learn(learning, source, corpus, Ranks(), report), origin, corpus.unknown
 
 
 def verdict(point: FrontierPoint, origin: Origin, digest: str) -> str:

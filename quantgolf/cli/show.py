@@ -14,9 +14,17 @@ UNBOUNDED = 200
 Report = Callable[[str, int, int], None]
 
 
+class _Console(Console):
+    """Leaves it to `stopping.told` what to do when nobody reads on."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
 def console(json_output: bool) -> Console:
     """Where notes and tables go: standard output, or standard error when that belongs to the JSON."""
-    found = Console(stderr=json_output, highlight=False)
+    # Names of tensors and of files are printed as they are, whatever they look like.
+    found = _Console(stderr=json_output, highlight=False, markup=False, emoji=False)
     if not found.is_terminal:
         found.width = UNBOUNDED  # in a file or a pipe nothing has to be cut to fit
     return found

@@ -2,9 +2,6 @@
 
 import os
 import shlex
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -16,6 +13,7 @@ from quantgolf.checkpoint import Checkpoint, read_demo
 from quantgolf.cli import frontier_table, inputs, learn, show
 from quantgolf.cli.compress import size_of
 from quantgolf.cli.inputs import OwnText, Part, TextOptions
+from quantgolf.cli.stopping import resumable
 from quantgolf.compress.heldout import behind
 from quantgolf.data import Context, Corpus
 from quantgolf.errors import BudgetError, QuantGolfError
@@ -132,7 +130,7 @@ def sweep_verb(
     within = None if pick_within is None else parse_size(pick_within)
     code_bytes = sum(size_of(path) for path in code or ())
     opener = Opener(*named(checkpoint, model))
-    with resumable(out), learn.ranks_and_bars(rank_timeout) as (ranks, report):
+    with resumable(f"what is finished is in {out}"), learn.ranks_and_bars(rank_timeout) as (ranks, report):
         if ranks.world > 1:
             effort = replace(effort, shard=divided(effort.shard, ranks.rank, ranks.world))
         source = opener()
@@ -237,17 +235,6 @@ def finish(outcome: Outcome, out: Path, pick: Path | None, within: int | None, o
         show.console(json).print(
             f"picked {best.key} ({best.bytes:,} bytes): quantgolf compress … --plan {shlex.quote(str(pick))} makes it"
         )
-
-
-@contextmanager
-def resumable(out: Path) -> Iterator[None]:
-    """Ctrl-C ends with a line that says how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        line = f"stopped; what is finished is in {out}. To go on: {shlex.join(['quantgolf', *sys.argv[1:]])}"
-        show.console(True).print(line, soft_wrap=True)
-        raise typer.Exit(130) from error
 
 
 def named(checkpoint: str, model: str | None) -> tuple[str | Path, str | Path | None]:

@@ -8,10 +8,11 @@ from rich.console import Console
 
 from quantgolf.cli import show, spent
 from quantgolf.compress import Compressed, DryRun, Wish
+from quantgolf.compress.readback import ReadBack
 from quantgolf.sweep.spending import kinds_of
 
 
-def summary(result: Compressed, out: Path, wish: Wish, limit: int | None) -> dict[str, Any]:
+def summary(result: Compressed, verified: ReadBack, out: Path, wish: Wish, limit: int | None) -> dict[str, Any]:
     """What was written, as the JSON output spells it."""
     judged = result.held_out
     kinds = kinds_of(result.coded, len(result.data), result.code_bytes)
@@ -23,6 +24,7 @@ def summary(result: Compressed, out: Path, wish: Wish, limit: int | None) -> dic
         "max_kl": wish.max_kl,
         "max_dbpb": wish.max_dbpb,
         "bpw": result.bpw,
+        "verified": asdict(verified) | {"line": verified.line()},
         "kinds": kinds,
         "side_share": spent.side_share(kinds),
         "held_out": None if judged is None else asdict(judged),
@@ -66,6 +68,7 @@ def print_summary(document: dict[str, Any]) -> None:
     limit = f" of {document['max_bytes']:,}" if document["max_bytes"] else ""
     code = f" ({document['code_bytes']:,} of them code)" if document["code_bytes"] else ""
     console.print(f"{document['file']}: {total:,} bytes{limit}{code}, {document['bpw']:.3f} bits per weight")
+    console.print(document["verified"]["line"])
     console.print(show.calibrated(document["calibration"], document["unknown_pieces"], document["held_out"]))
     if document["tuning"] is not None:
         console.print(document["tuning"]["line"])

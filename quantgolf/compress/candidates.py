@@ -1,7 +1,8 @@
 """Every (matrix, choice) a plan may take: its cost as predicted, and its solved and coded self on demand."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,6 +10,8 @@ from torch import Tensor
 from quantgolf.allocate import Cost
 from quantgolf.compress.matrices import Matrices
 from quantgolf.compress.place import AT_ONCE, batches
+from quantgolf.compress.readback import solved_digest
+from quantgolf.compress.shelf import Shelf
 from quantgolf.compress.sizes import predicted_bytes
 from quantgolf.encode import Codec, encode_codes, side_bytes
 from quantgolf.ranks import Ranks
@@ -27,12 +30,31 @@ class Solved:
         steps: fp16 [N], or scales and zeros of groups.
         codes: as they will lie in the file.
         size: bytes of them there, and those that scales should take where they are counted.
+        weights: digest of what codes and steps stand for, from before they were coded (`readback.solved_digest`).
     """
 
     steps: Tensor | Groups
     codes: bytes
     size: int
     report: SolveReport
+    weights: str
+
+    def stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """As tensors by name and facts that JSON holds."""
+        tensors = {"codes": torch.frombuffer(bytearray(self.codes), dtype=torch.uint8)} if self.codes else {}
+        facts = {"size": self.size, "report": asdict(self.report), "weights": self.weights, "group_size": None}
+        if not isinstance(self.steps, Groups):
+            return tensors | {"steps": self.steps}, facts
+        zero = {} if self.steps.zero is None else {"zero": self.steps.zero}
+        return tensors | {"scale": self.steps.scale} | zero, facts | {"group_size": self.steps.size}
+
+    @staticmethod
+    def from_stored(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "Solved":
+        """What `stored` gave."""
+        size = facts["group_size"]
+        steps = tensors["steps"] if size is None else Groups(tensors["scale"], tensors.get("zero"), size)
+        codes = tensors["codes"].numpy().tobytes() if "codes" in tensors else b""
+        return Solved(steps, codes, facts["size"], SolveReport(**facts["report"]), facts["weights"])
 
 
 class Candidates:
@@ -55,9 +77,10 @@ class Candidates:
         ranks: Ranks | None = None,
         codec: Codec = "auto",
         count_scales: bool = False,
+        shelf: Shelf | None = None,
     ) -> None:
         self.matrices, self.stats, self.solver, self.options = matrices, stats, solver, options
-        self.ranks, self.codec, self.count_scales = ranks or Ranks(), codec, count_scales
+        self.ranks, self.codec, self.count_scales, self.shelf = ranks or Ranks(), codec, count_scales, shelf
         self._prepared: tuple[str, Prepared] | None = None
         self._solved: dict[tuple[str, Choice], Solved] = {}
 
@@ -81,8 +104,7 @@ class Candidates:
         self, choices: Mapping[str, Choice], progress: Callable[[int, int], None] | None = None
     ) -> dict[str, Solved]:
         """The real thing, for the choices of a plan."""
-        missing = [item for item in choices.items() if item not in self._solved]
-
+        missing = [item for item in choices.items() if item not in self._solved and not self._kept(*item)]
         jobs = [[each] for each in missing]
         if self.solver == "gptq" and self.matrices.place.batched:
             most = min(self.ranks.gather(self.matrices.place.room(AT_ONCE)))
@@ -96,7 +118,11 @@ class Candidates:
                     found = [solve(self._prepare(names[0], choice), choice.bits)]
                 else:
                     found = solve_many([self._prepare(name, choice) for name in names], choice.bits)
-            return [self._coded(*each) for each in found]
+            solved = [self._coded(*each) for each in found]
+            for item, each in zip(jobs[job], solved, strict=True):
+                if self.shelf is not None:
+                    self.shelf.keep(self._decided(*item), *each.stored())
+            return solved
 
         efforts = [sum(self._effort(name) for name, _ in job) for job in jobs]
         found = self.ranks.spread(efforts, work, _counted(progress, len(jobs)))
@@ -104,9 +130,22 @@ class Candidates:
             self._solved.update(zip(job, solved, strict=True))
         return {name: self._solved[name, choice] for name, choice in choices.items()}
 
+    def _kept(self, name: str, choice: Choice) -> bool:
+        """Whether an earlier run has solved it; then it is known from here on."""
+        found = None if self.shelf is None else self.shelf.find(*self._decided(name, choice))
+        if found is not None:
+            self._solved[name, choice] = Solved.from_stored(*found)
+        return found is not None
+
+    def _decided(self, name: str, choice: Choice) -> tuple[object, ...]:
+        """All that decides how a matrix is solved and coded."""
+        place = self.matrices.place
+        return name, choice, self.solver, self.options, self.codec, self.count_scales, place.device.type, place.batched
+
     def _coded(self, tensor: QTensor, report: SolveReport) -> Solved:
         codes = encode_codes(tensor.codes, self.codec)
-        return Solved(as_coded(tensor.steps), codes, len(codes) + self._side(tensor.steps), report)
+        size, weights = len(codes) + self._side(tensor.steps), solved_digest(tensor.codes, tensor.steps)
+        return Solved(as_coded(tensor.steps), codes, size, report, weights)
 
     def _side(self, steps: Steps | Groups) -> int:
         return side_bytes(as_coded(steps)) if self.count_scales else 0
@@ -115,7 +154,8 @@ class Candidates:
         if self._prepared is None or self._prepared[0] != name:
             self._prepared = None  # the last one goes before the next one comes
             stats = self.matrices.place.moved(self.stats[name])
-            self._prepared = name, prepare(self.matrices.there(name), stats, self.solver, self.options)
+            weight, dtype = self.matrices.there(name), self.matrices.dtype(name)
+            self._prepared = name, prepare(weight, stats, self.solver, self.options, dtype)
         options = replace(self.options, grid=replace(self.options.grid, group_size=choice.group_size))
         return replace(self._prepared[1], options=options)
 

@@ -14,6 +14,7 @@ from quantgolf.compress.budget import fit
 from quantgolf.compress.candidates import Candidates
 from quantgolf.compress.matrices import Matrices
 from quantgolf.compress.result import Compressed, Progress, stage
+from quantgolf.compress.shelf import Shelf
 from quantgolf.compress.targets import coarsest
 from quantgolf.encode import Codec
 from quantgolf.errors import BudgetError, QuantGolfError
@@ -44,12 +45,13 @@ class FixedWidths:
         progress: Progress | None = None,
         group_sizes: Sequence[int | None] | None = None,
         codec: Codec = "auto",
+        shelf: Shelf | None = None,
     ) -> None:
         self.checkpoint, self.matrices, self.kept, self.solver = checkpoint, matrices, kept, solver
         self.code_bytes, self.progress = code_bytes, progress
         self.group_sizes = sizes_of(options, group_sizes)
         plain = self.group_sizes == (None,) and options.grid == ROWS
-        self.candidates = Candidates(matrices, stats, solver, options, ranks, codec, count_scales=not plain)
+        self.candidates = Candidates(matrices, stats, solver, options, ranks, codec, not plain, shelf)
         self.assembly = Assembly(checkpoint, self.candidates)
 
     @cached_property
@@ -167,6 +169,7 @@ class FixedWidths:
             data=data,
             header=self.assembly.header,
             coded=coded,
+            expected=self.assembly.expected(plan.choices),
             plan=replace(plan, predicted_bytes=len(data)),
             reports={name: each.report for name, each in solved.items()},
             kept=self.kept,

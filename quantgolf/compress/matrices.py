@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from quantgolf.checkpoint import Checkpoint
@@ -45,6 +46,10 @@ class Matrices(Mapping[str, Tensor]):
         """A matrix [N, K] in fp32 where it is solved."""
         block = self.blocks[name]
         return block.matrix(self.checkpoint.tensors[block.parameter]).to(self.place.device).float()
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Of the tensor a matrix lies in, and comes back in."""
+        return self.checkpoint.tensors[self.blocks[name].parameter].dtype
 
     def size(self, name: str) -> tuple[int, int]:
         """[N, K] of a matrix."""

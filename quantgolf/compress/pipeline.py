@@ -13,6 +13,7 @@ from quantgolf.compress.heldout import HeldOut
 from quantgolf.compress.promise import divided, keep, refuse_blind, refuse_uncounted, wants_held_out
 from quantgolf.compress.refuse import refuse_idle_grid, refuse_unreachable
 from quantgolf.compress.result import Compressed, Progress
+from quantgolf.compress.shelf import Shelf
 from quantgolf.compress.targets import Wish
 from quantgolf.compress.tune import TOKENS as TUNE_TOKENS
 from quantgolf.compress.tune import Tuning
@@ -95,6 +96,7 @@ def compress(
     progress: Progress | None = None,
     group_sizes: Sequence[int | None] | None = None,
     codec: Codec = "auto",
+    shelf: Shelf | None = None,
 ) -> Compressed:
     """Compresses a checkpoint into a limit of bytes, into the smallest file that keeps a promise, or to widths chosen
     by hand.
@@ -125,6 +127,8 @@ def compress(
         group_sizes: several sizes of groups of columns that share a scale, of which the best is chosen for every
             matrix within the limit; None for the one that `options.grid` says.
         codec: of codes, scales and small tensors: "rans", "zstd", or "auto" for the smaller of both, stream by stream.
+        shelf: where solved matrices are kept while the work goes on, so that a run that was killed takes them from
+            there; of one process alone.
 
     Raises:
         BudgetError: the budget cannot be met; refused before calibration where that can be told without it.
@@ -159,7 +163,7 @@ def compress(
         notes = (refuse_blind(wish, guard, BLIND),)
     if held_out is not None:
         refuse_uncounted(wish, held_out.text.counted)
-    shop = Workshop(checkpoint, text, code_bytes=code_bytes, ranks=ranks, progress=progress)
+    shop = Workshop(checkpoint, text, code_bytes=code_bytes, ranks=ranks, progress=progress, shelf=shelf)
     fixed = shop.fixed("gptq" if solver == "slope" else solver, options, group_sizes, codec)
     if rules is not None:
         return fixed.by_hand(rules, limit)

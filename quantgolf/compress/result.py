@@ -7,7 +7,9 @@ from typing import Literal
 
 from torch import nn
 
-from quantgolf.blob import write_blob
+from quantgolf.atomic import fill, written
+from quantgolf.compress.readback import Expected, ReadBack, read_back
+from quantgolf.errors import QuantGolfError
 from quantgolf.runtime import module_of
 from quantgolf.types import BitPlan, BlobHeader, CodedModel, SolveReport
 
@@ -106,6 +108,7 @@ class Compressed:
     Attributes:
         data: the bytes of the file.
         header, coded: what they hold.
+        expected: what they have to give back, from the solver and not from the coder.
         plan: widths, bytes of the file, and the predicted rise of the loss.
         reports: how each weight was solved.
         kept: matrices and parts of them that are kept unquantized, and why.
@@ -120,6 +123,7 @@ class Compressed:
     data: bytes
     header: BlobHeader
     coded: CodedModel
+    expected: tuple[Expected, ...]
     plan: BitPlan
     reports: dict[str, SolveReport]
     kept: dict[str, str]
@@ -135,9 +139,23 @@ class Compressed:
         """Bits of the complete file per number of the checkpoint."""
         return 8 * len(self.data) / self.parameters
 
-    def write(self, path: str | Path, overwrite: bool = False) -> None:
-        """Writes the file beside its place and renames it; see `write_blob`."""
-        write_blob(Path(path), self.data, overwrite=overwrite)
+    def write(self, path: str | Path, overwrite: bool = False) -> ReadBack:
+        """Writes the file beside its place, reads it back from the disk, compares every tensor with what was solved,
+        and only then gives it its name.
+
+        Raises:
+            QuantGolfError: as `quantgolf.atomic.written`; or the file gives back something else. What was at `path` is
+                there as it was.
+        """
+        with written(Path(path), overwrite) as beside:
+            fill(beside, self.data)
+            try:
+                return read_back(beside, self.expected, self.header)
+            except QuantGolfError as error:
+                raise QuantGolfError(
+                    f"output {path}: what was written does not read back as what was solved ({error}), and was thrown "
+                    "away; run it again, and if it happens again suspect the disk, the memory, or quantgolf"
+                ) from error
 
     def module(self, model: nn.Module | str | Path | None = None) -> nn.Module:
         """The working module, as `load` would return it from the written file."""

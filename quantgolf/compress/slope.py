@@ -15,7 +15,9 @@ import torch
 from quantgolf.blob import VERSION, pack
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress.matrices import Matrices
+from quantgolf.compress.readback import expected_of, solved_digest
 from quantgolf.compress.result import Compressed, Progress, TuneReport, stage
+from quantgolf.compress.shelf import Shelf
 from quantgolf.compress.slope_budget import NEXT_TO_NOTHING, SlopeFit, power_for
 from quantgolf.compress.slope_draft import Draft, OnSlope
 from quantgolf.compress.slope_gpu import GpuSlopeSolver
@@ -27,6 +29,7 @@ from quantgolf.compress.tune import Tuning
 from quantgolf.encode import Entry, Leveled, encode_model
 from quantgolf.ranks import Ranks
 from quantgolf.solve import SolveOptions
+from quantgolf.solve.finite import finite_levels
 from quantgolf.solve.trellis import Trellis
 from quantgolf.types import BitPlan, BlobHeader, CodedModel, WeightStats
 
@@ -50,10 +53,11 @@ class OneSlope:
         code_bytes: int = 0,
         ranks: Ranks | None = None,
         progress: Progress | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
         self.checkpoint, self.matrices, self.kept, self.stats = checkpoint, matrices, kept, stats
         self.options, self.trellis, self.code_bytes = options, trellis, code_bytes
-        self.ranks, self.progress = ranks, progress
+        self.ranks, self.progress, self.shelf = ranks, progress, shelf
 
     def within(self, max_bytes: int, tuning: Tuning | None = None) -> Compressed:
         """The file that fills `max_bytes`, code counted, or as much of them as has a use.
@@ -104,25 +108,30 @@ class OneSlope:
     def _solver(self) -> SlopeSolver:
         """Solves the same at a slope whatever it has solved before."""
         way = GpuSlopeSolver if self.matrices.place.batched else SlopeSolver
-        solver = way(self.matrices, self.stats, self.options, self.trellis, self.ranks)
+        solver = way(self.matrices, self.stats, self.options, self.trellis, self.ranks, self.shelf)
         solver.grids(stage(self.progress, "pricing"))
         return solver
 
     def _coded(self, solution: Solved, tuned: Tuned | None = None) -> CodedModel:
+        return encode_model(self._entries(solution, tuned), self.trellis)
+
+    def _entries(self, solution: Solved, tuned: Tuned | None) -> list[Entry]:
         inside: dict[str, list[Leveled]] = {}
         for name, solved in solution.items():
             block, levels, exponents = self.matrices.blocks[name], solved.levels.astype(np.int32), solved.exponents
             if tuned is not None:
                 fine = tuned.fine_row.get(name), tuned.fine_column.get(name)
                 exponents = replace(exponents, fine_row=fine[0], fine_column=fine[1])
+                # Steps that tuning made longer may reach beyond the dtype's largest number.
+                kind = self.matrices.dtype(name), self.trellis, solved.diagonal
+                levels = finite_levels(levels, exponents, *kind).astype(np.int32)
             leveled = Leveled(block, exponents, torch.from_numpy(levels), solved.diagonal)
             inside.setdefault(block.parameter, []).append(leveled)
         kept = {} if tuned is None else tuned.kept
-        entries = [
+        return [
             Entry(name, kept.get(name, tensor), tuple(inside.get(name, ())), self.checkpoint.aliases.get(name, ()))
             for name, tensor in self.checkpoint.tensors.items()
         ]
-        return encode_model(entries, self.trellis)
 
     def size(self, solution: Solved, tuned: Tuned | None = None) -> int:
         """Bytes of the complete file and the code."""
@@ -131,13 +140,19 @@ class OneSlope:
     def _file(
         self, solution: Mapping[str, OnSlope], tuned: Tuned | None = None, report: TuneReport | None = None
     ) -> Compressed:
-        coded = self._coded(solution, tuned)
+        entries = self._entries(solution, tuned)
+        coded = encode_model(entries, self.trellis)
         data = pack(coded, self.checkpoint.description)
+        weights = {
+            part.block: solved_digest(part.levels, part.exponents.steps())
+            for entry in entries for part in entry.quantized if isinstance(part, Leveled)
+        }  # fmt: skip
         reports = {name: solved.report for name, solved in solution.items()}
         return Compressed(
             data=data,
             header=BlobHeader(VERSION, self.checkpoint.description),
             coded=coded,
+            expected=expected_of(entries, weights),
             plan=BitPlan({}, len(data), sum(report.loss for report in reports.values())),
             reports=reports,
             kept=self.kept,

@@ -15,6 +15,7 @@ from quantgolf.errors import BudgetError
 ROUNDS = 8
 SAMPLES = 2
 NEXT_TO_NOTHING = 0.02  # bits a weight: the least that is tried
+FARTHEST = 600.0  # octaves of the slope
 CLOSE = 2e-3  # of the budget: solutions this near to it, one on each side, are worth mixing
 
 
@@ -91,6 +92,11 @@ def _guess(solver: SlopeSolver, size_of: Size, max_bytes: int, least: float) -> 
 def power_for(solver: SlopeSolver, bits: float) -> float:
     """log2 of the slope at which codes should take so many bits."""
     low, high = -60.0, 60.0
+    # Statistics of 1e-30 or 1e30 have their slopes beyond; trained models do not.
+    while solver.predicted_bits(2.0**low) < bits and low > -FARTHEST:
+        low -= 60.0
+    while solver.predicted_bits(2.0**high) > bits and high < FARTHEST:
+        high += 60.0
     for _ in range(50):
         middle = (low + high) / 2
         if solver.predicted_bits(2.0**middle) > bits:

@@ -1,9 +1,13 @@
 """A matrix solved at one slope: levels and the powers of its steps."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from quantgolf.types import Exponents, SolveReport
 
@@ -27,6 +31,24 @@ class Draft:
     retries: int
     dead: int
     diagonal: bool
+
+    def stored(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """As tensors by name and facts that JSON holds; steps have nothing fine before tuning."""
+        tensors = {
+            "levels": torch.from_numpy(self.levels), "row": self.exponents.row, "column": self.exponents.column
+        }  # fmt: skip
+        facts = {
+            "spread": self.exponents.spread, "damp": self.damp, "retries": self.retries, "dead": self.dead,
+            "diagonal": self.diagonal,
+        }  # fmt: skip
+        return tensors, facts
+
+    @staticmethod
+    def from_stored(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> "Draft":
+        """What `stored` gave."""
+        exponents = Exponents(tensors["row"], tensors["column"], facts["spread"])
+        rest = facts["damp"], facts["retries"], facts["dead"], facts["diagonal"]
+        return Draft(tensors["levels"].numpy(), exponents, *rest)
 
 
 @dataclass(frozen=True)

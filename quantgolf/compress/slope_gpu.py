@@ -4,7 +4,7 @@ Batches are the same for any number of ranks, which have a share of them each. A
 them know its levels, so that they agree even where their GPUs would not.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -52,13 +52,14 @@ class GpuSlopeSolver(SlopeSolver):
         work: Callable[[str, Rows, Levels, Feedback], Value],
         join: Callable[[str, Iterator[Value]], Found],
         progress: Count | None,
+        known: Mapping[str, Found] | None = None,
     ) -> dict[str, Found]:
-        grids = self.grids()
+        grids, known = self.grids(), known or {}
 
         def run(names: list[str]) -> list[Found]:
-            found: dict[str, Found] = {}
+            found = {name: known[name] for name in names if name in known}
             for diagonal in (False, True):  # these are solved in different ways
-                alike = [name for name in names if grids[name].diagonal is diagonal]
+                alike = [name for name in names if name not in found and grids[name].diagonal is diagonal]
                 if alike:
                     rows = self._cut(alike[0], sample)[0] if sample else slice(None)
                     for name, levels, feedback in self._together(alike, rows, slope, sample):

@@ -18,7 +18,7 @@ from quantgolf.encode.contexts import Contexts, choose_contexts, group_spreads
 from quantgolf.encode.lanes import FIRST, LAST, count_levels, segment_bits
 from quantgolf.encode.rans import SYMBOLS_PER_LANE
 from quantgolf.encode.table import PRECISION, SYMBOLS, frequencies, symbol_bits
-from quantgolf.solve.slope import RESOLUTION
+from quantgolf.solve.slope import RESOLUTION, Grid
 from quantgolf.solve.trellis import Trellis
 
 WIDEST = 4 * 40  # predicted spreads beyond this many quarter octaves cost a bit for every four more
@@ -117,6 +117,12 @@ def predicted_spreads(
     """How many weights of a matrix have each predicted spread: that of (i, j) is spread - row[i] - column[j]."""
     rows, columns = (np.bincount(int(side.max()) - side.astype(np.int64)) for side in (row, column))
     return spread - int(row.max()) - int(column.max()), np.convolve(rows, columns)
+
+
+def spreads_of(grid: Grid, rows: slice | NDArray[np.int64]) -> Spreads:
+    """How many weights of these rows have each spread in steps of slope 1, in quarter octaves."""
+    row, column = (RESOLUTION * (grid.row - grid.spreads)[rows]).round(), (RESOLUTION * grid.column).round()
+    return predicted_spreads(row.numpy().astype(np.int64), column.numpy().astype(np.int64), 0)
 
 
 def summed_spreads(parts: Sequence[Spreads]) -> Spreads:

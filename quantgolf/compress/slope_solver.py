@@ -8,9 +8,9 @@ fit into `KEPT`; they took 60% of a solve. On a GPU all this is another way (`sl
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from concurrent.futures import Executor, Future
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from quantgolf.compress.matrices import Matrices
 from quantgolf.compress.place import factor_bytes
+from quantgolf.compress.shelf import Shelf
 from quantgolf.compress.slope_draft import Draft, Drafts, Levels, OnSlope, Solution, narrowed
 from quantgolf.compress.slope_size import (
     Histogram,
@@ -27,12 +28,15 @@ from quantgolf.compress.slope_size import (
     bits_of,
     gaussian_bits,
     histogram_of,
-    predicted_spreads,
+    spreads_of,
     summed_spreads,
 )
+from quantgolf.compress.threads import joined, pool_of
 from quantgolf.encode.contexts import Contexts
 from quantgolf.ranks import Ranks
 from quantgolf.solve import SolveOptions
+from quantgolf.solve.finite import finite_levels
+from quantgolf.solve.magnitude import difference
 from quantgolf.solve.slope import RESOLUTION, Feedback, Grid, prepare_slope, row_parts, solve_rows, solve_slope
 from quantgolf.solve.trellis import Trellis
 from quantgolf.types import Exponents, SolveReport, WeightStats
@@ -59,8 +63,9 @@ class SlopeSolver:
         options: SolveOptions,
         trellis: Trellis,
         ranks: Ranks | None = None,
+        shelf: Shelf | None = None,
     ) -> None:
-        self.matrices, self.stats, self.options, self.trellis = matrices, stats, options, trellis
+        self.matrices, self.stats, self.options, self.trellis, self.shelf = matrices, stats, options, trellis, shelf
         self.ranks, self.names = ranks or Ranks(), list(matrices)
         self.workers = torch.get_num_threads()
         self._jobs = self._divided()
@@ -116,17 +121,36 @@ class SlopeSolver:
 
         def join(name: str, found: Iterator[Draft]) -> Draft:
             parts = list(found)
-            return replace(parts[0], levels=np.concatenate([part.levels for part in parts]))
+            draft = replace(parts[0], levels=np.concatenate([part.levels for part in parts]))
+            return self._keep(name, slope, draft)
 
-        return self._parts(slope, False, work, join, progress)
+        known = {name: draft for name in self._mine if (draft := self._kept(name, slope)) is not None}
+        return self._parts(slope, False, work, join, progress, known)
 
     def draft_of(self, name: str, slope: float) -> Draft:
         """One matrix at this slope; all ranks solve it."""
+        if (known := self._kept(name, slope)) is not None:
+            return known
         row, column, _ = self.grids()[name].powers(slope)
-        with _threads(self.workers):
+        with pool_of(self.workers):
             weight, feedback = self._loaded(name)
             levels = solve_slope(weight, feedback, row, column, self.trellis, self.options.block_size)
-        return self._draft(name, slope, narrowed(levels), feedback)
+        return self._keep(name, slope, self._draft(name, slope, narrowed(levels), feedback))
+
+    def _kept(self, name: str, slope: float) -> Draft | None:
+        """A matrix that an earlier run has solved."""
+        found = None if self.shelf is None else self.shelf.find(*self._decided(name, slope))
+        return None if found is None else Draft.from_stored(*found)
+
+    def _keep(self, name: str, slope: float, draft: Draft) -> Draft:
+        levels = finite_levels(draft.levels, draft.exponents, self.matrices.dtype(name), self.trellis, draft.diagonal)
+        draft = replace(draft, levels=levels)
+        if self.shelf is not None:
+            self.shelf.keep(self._decided(name, slope), *draft.stored())
+        return draft
+
+    def _decided(self, name: str, slope: float) -> tuple[object, ...]:
+        return name, slope, self.options, self.trellis, self.matrices.place.device.type
 
     def _draft(self, name: str, slope: float, levels: Levels, feedback: Feedback | None) -> Draft:
         grid = self.grids()[name]
@@ -146,14 +170,12 @@ class SlopeSolver:
         """Drafts, or rows of several of them, with what they cost."""
 
         def lost(name: str) -> float:
-            draft = drafts[name]
-            steps = draft.exponents.steps()
+            steps = drafts[name].exponents.steps()
             assert steps.column is not None
             weight = self.matrices.there(name)
-            error = torch.from_numpy(draft.levels).to(weight.device).float()
-            error *= steps.row.to(weight.device)[:, None] * steps.column.to(weight.device)
-            error -= weight
-            return self.matrices.place.moved(self.stats[name]).loss(error)
+            step = steps.row.to(weight.device)[:, None] * steps.column.to(weight.device)
+            restored = torch.from_numpy(drafts[name].levels).to(weight.device).float().mul_(step)
+            return self.matrices.place.moved(self.stats[name]).loss(difference(restored, weight))
 
         losses = self._there(lost, progress)
 
@@ -175,7 +197,7 @@ class SlopeSolver:
         def work(name: str, rows: Rows, levels: Levels, feedback: Feedback) -> tuple[Histogram, float]:
             row, column, spread = self.grids()[name].powers(slope)
             more = self.matrices.size(name)[0] / levels.shape[1]
-            predicted = self._gaussian(_spreads_of(self.grids()[name], rows), slope)
+            predicted = self._gaussian(spreads_of(self.grids()[name], rows), slope)
             counted = histogram_of(levels.astype(np.int32, copy=False), row[rows], column, spread, self.trellis)
             return counted.times(more), predicted * more
 
@@ -196,7 +218,7 @@ class SlopeSolver:
     def predicted_bits(self, slope: float) -> float:
         """Bits of all codes at a slope, as if weights were Gaussian with the spread of their row."""
         if self._spreads is None:
-            self._spreads = summed_spreads([_spreads_of(grid, slice(None)) for grid in self.grids().values()])
+            self._spreads = summed_spreads([spreads_of(grid, slice(None)) for grid in self.grids().values()])
         return self._gaussian(self._spreads, slope)
 
     def _gaussian(self, spreads: Spreads, slope: float) -> float:
@@ -219,14 +241,16 @@ class SlopeSolver:
         work: Callable[[str, Rows, Levels, Feedback], Value],
         join: Callable[[str, Iterator[Value]], Found],
         progress: Count | None,
+        known: Mapping[str, Found] | None = None,
     ) -> dict[str, Found]:
         """`join` of what `work` makes of the levels of each part of each matrix at a slope.
 
         Args:
             sample: take some rows. Those that are not solved give no feedback to them, and so levels lie down columns
                 then, [K, N] in memory.
+            known: matrices that need no more work.
         """
-        grids = self.grids()
+        grids, known = self.grids(), known or {}
 
         def part(name: str, rows: Rows, loaded: Future[tuple[Tensor, Feedback]]) -> Value:
             weight, feedback = loaded.result()
@@ -240,14 +264,15 @@ class SlopeSolver:
         def start(pool: Executor, names: list[str]) -> dict[str, Callable[[], Found]]:
             # The pool takes them in this order, so that no part waits for what has not begun. What is loaded lives
             # as long as its parts: loading a few matrices ahead is all that is in memory beside kept factors.
+            started: dict[str, Callable[[], Found]] = {n: partial(known.__getitem__, n) for n in names if n in known}
+            names = [name for name in names if name not in known]
             ahead = [pool.submit(self._loaded, name) for name in names[: self.workers]]
-            started: dict[str, Callable[[], Found]] = {}
             for at, name in enumerate(names):
                 loaded = ahead.pop(0)
                 parts = [pool.submit(part, name, rows, loaded) for rows in self._cut(name, sample)]
                 if at + self.workers < len(names):
                     ahead.append(pool.submit(self._loaded, names[at + self.workers]))
-                started[name] = _joined(name, parts, join)
+                started[name] = joined(name, parts, join)
             return started
 
         return self._spread(start, progress)
@@ -260,7 +285,7 @@ class SlopeSolver:
         self, start: Callable[[Executor, list[str]], Mapping[str, Callable[[], Value]]], progress: Count | None
     ) -> dict[str, Value]:
         """Results by name of what `start` starts in a pool of threads, given this rank's matrices, dearest first."""
-        with _threads(self.workers) as pool:
+        with pool_of(self.workers) as pool:
             started = dict(start(pool, sorted(self._mine, key=lambda name: -self._cost(name))))
             return self._by_job(lambda names: [started.pop(name)() for name in names], progress)
 
@@ -272,28 +297,3 @@ class SlopeSolver:
         pairs = zip(self._jobs, found, strict=True)
         values = {name: value for names, each in pairs for name, value in zip(names, each, strict=True)}
         return {name: values[name] for name in self.names}
-
-
-def _spreads_of(grid: Grid, rows: Rows) -> Spreads:
-    """How many weights of these rows have each spread in steps of slope 1, in quarter octaves."""
-    row, column = (RESOLUTION * (grid.row - grid.spreads)[rows]).round(), (RESOLUTION * grid.column).round()
-    return predicted_spreads(row.numpy().astype(np.int64), column.numpy().astype(np.int64), 0)
-
-
-def _joined(
-    name: str, parts: list[Future[Value]], join: Callable[[str, Iterator[Value]], Found]
-) -> Callable[[], Found]:
-    return lambda: join(name, (part.result() for part in parts))
-
-
-@contextmanager
-def _threads(workers: int) -> Iterator[Executor]:
-    """A pool of threads in which, as in this one, torch computes with a single thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(before)

@@ -167,4 +167,5 @@ def _fine(octaves: Tensor) -> Tensor:
 def _narrow(values: Tensor, dtype: torch.dtype) -> Tensor:
     """Of `dtype`, fp32 ones with as many digits as fp16 has where they fit it: tuning is not as exact as that."""
     half = values.half()
-    return (half if dtype == torch.float32 and half.isfinite().all() else values).to(dtype)
+    largest = torch.finfo(dtype).max
+    return (half if dtype == torch.float32 and half.isfinite().all() else values.clamp(-largest, largest)).to(dtype)

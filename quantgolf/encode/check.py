@@ -20,8 +20,8 @@ CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 def check_model(coded: CodedModel, max_decoded_bytes: int = MAX_DECODED_BYTES) -> None:
-    """Refuses descriptions that no encoder writes, and models above `max_decoded_bytes`: tensors in their own dtypes, or
-    in fp32 if that is wider and they have quantized rows; scales of groups as fp32, and their zeros.
+    """Refuses descriptions that no encoder writes, and models above `max_decoded_bytes`: tensors in their own dtypes,
+    or fp32 if that is wider and they have quantized rows; scales of groups as fp32, and their zeros.
 
     Raises:
         FormatError: the first fault found, by the tensor's name.

@@ -122,7 +122,7 @@ def check_levels(name: str, exponents: Exponents, largest: int) -> None:
     if not (torch.tensor(largest).float() * (steps.row.max() * steps.column.max())).isfinite():
         raise FormatError(
             f"{name} has levels up to {largest} and steps up to 2^({int(exponents.row.max())}/4) times "
-            f"2^({int(exponents.column.max())}/4), expected products that are finite in fp32"
+            f"2^({int(exponents.column.max())}/4), expected products that are finite in fp32; scale the weight down"
         )
 
 

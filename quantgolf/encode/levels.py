@@ -43,7 +43,7 @@ from quantgolf.encode.lanes import (
     lane_starts,
     symbols_of,
 )
-from quantgolf.encode.rans import LOWEST, SYMBOLS_PER_LANE
+from quantgolf.encode.rans import LOWEST
 from quantgolf.encode.table import SYMBOLS, frequencies, symbol_bits
 from quantgolf.encode.varint import DAMAGED, Cursor, varint
 from quantgolf.errors import FormatError, QuantGolfError
@@ -100,17 +100,19 @@ def decode_levels(
 ) -> list[NDArray[np.int32]]:
     """The levels int32 [N, K] of each matrix that `encode_levels` was given; `what` names the stream in messages.
 
-    All run on the CPU. They are views of one array, contiguous each. It is allocated only if the payload is long enough
-    for the states of its lanes, 4 bytes for every 32,768 levels.
+    All run on the CPU. They are views of one array, contiguous each. It is allocated when classes, tables, escapes and
+    the states of lanes, 4 bytes for every 32,768 levels, have been read.
 
     Raises:
         FormatError: not a stream that `encode_levels` writes for these frames.
     """
     cursor, ends = _open(payload, shapes_and_steps, what)
-    levels = np.empty(ends[-1] if ends else 0, dtype=np.int32)
-    if frames := [frame for frame in shapes_and_steps if 0 not in frame.shape]:
-        _decode(_read(cursor, frames, trellis), frames, trellis, levels)
+    frames = [frame for frame in shapes_and_steps if 0 not in frame.shape]
+    opened = _read(cursor, frames, trellis) if frames else None
     cursor.finish()
+    levels = np.empty(ends[-1] if ends else 0, dtype=np.int32)
+    if opened is not None:
+        _decode(opened, frames, trellis, levels)
     found = []
     for end, frame in zip(ends, shapes_and_steps, strict=True):
         flat = levels[end - frame.shape[0] * frame.shape[1] : end]
@@ -167,9 +169,6 @@ def _open(payload: bytes, shapes_and_steps: Sequence[Frame], what: str) -> tuple
             raise FormatError(f"{what} holds {why}; {DAMAGED}")
     cursor = Cursor(payload, what)
     ends = list(accumulate(rows * columns for rows, columns in (frame.shape for frame in shapes_and_steps)))
-    count = ends[-1] if ends else 0
-    if count // SYMBOLS_PER_LANE * 4 > cursor.left:
-        raise FormatError(f"{what} has {len(payload)} bytes for {count:,} levels, too few for their lanes; {DAMAGED}")
     return cursor, ends
 
 

@@ -139,7 +139,7 @@ def decode_model(
     check_model(coded)
     laid = [(tensor, block, place) for tensor in coded.tensors for block, place in _laid(tensor)]
     wanted = [
-        Wanted(place.name(t.shape), matrix_shape(t.shape, place), block.bits, block.groups)
+        Wanted(matrix_shape(t.shape, place), block.bits, block.groups)
         for t, block, place in laid
         if block.bits is not None
     ]
@@ -193,12 +193,12 @@ def _decode_blocks(
 def _decode_all_codes(
     laid: list[tuple[CodedTensor, CodedBlock, Block]], device: torch.device | None
 ) -> Iterator[Tensor]:  # fmt: skip
-    streams = [
+    streams = (
         (block.codes, matrix_shape(tensor.shape, place), f"the codes of {place.name(tensor.shape)}")
         for tensor, block, place in laid
         if block.bits is not None
-    ]
-    return (decode_codes(*stream) for stream in streams) if device is None else decode_codes_on(device, streams)
+    )
+    return (decode_codes(*stream) for stream in streams) if device is None else decode_codes_on(device, list(streams))
 
 
 def _quantized(name: str, codes: Tensor, steps: Tensor | Groups, bits: int) -> QTensor:

@@ -25,13 +25,11 @@ class Wanted:
     """What is known of a matrix of codes before its steps are read.
 
     Attributes:
-        name: for messages.
         shape: (N, K).
         bits: width of the codes.
         groups: how its scales lie; None for a step a row.
     """
 
-    name: str
     shape: tuple[int, int]
     bits: int
     groups: CodedGroups | None

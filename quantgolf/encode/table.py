@@ -114,7 +114,7 @@ def read_table(cursor: Cursor) -> NDArray[np.int64]:
         width = 0
         while not next(bits):
             width += 1
-            if width > 17:
+            if width > 16:
                 raise FormatError(f"a frequency table holds a difference above 17 bits; {DAMAGED}")
         number = (1 << width) + sum(next(bits) << place for place in range(width)) - 1
         root += -(number + 1 >> 1) if number & 1 else number >> 1

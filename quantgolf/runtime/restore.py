@@ -1,6 +1,6 @@
 """A file's tensors in floating point, as the checkpoint had them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import islice
 
 import torch
@@ -20,12 +20,21 @@ def restore(coded: CodedModel) -> dict[str, Tensor]:
     Raises:
         FormatError: streams that do not fit their tensors.
     """
-    decoded = decode_model(coded)
     tensors: dict[str, Tensor] = {}
-    for entry in coded.tensors:
-        whole = assemble(entry, islice(decoded, len(entry.blocks)))
+    for entry, whole in restored(coded):
         tensors.update(dict.fromkeys((entry.name, *entry.aliases), whole))
     return tensors
+
+
+def restored(coded: CodedModel) -> Iterator[tuple[CodedTensor, Tensor]]:
+    """What `restore` gives, one tensor after the other in the file's order, each storage once, decoded when asked for.
+
+    Raises:
+        FormatError: as `restore`.
+    """
+    decoded = decode_model(coded)
+    for entry in coded.tensors:
+        yield entry, assemble(entry, islice(decoded, len(entry.blocks)))
 
 
 def assemble(entry: CodedTensor, decoded: Iterable[tuple[Block, QTensor | Tensor]]) -> Tensor:

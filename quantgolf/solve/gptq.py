@@ -18,6 +18,7 @@ from torch import Tensor
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve.device import on_gpu
 from quantgolf.solve.grid import Rounding
+from quantgolf.solve.magnitude import out_of_range
 from quantgolf_kernels.solve_ops import gptq_block
 
 RETRIES = 6
@@ -31,10 +32,11 @@ class Factor:
 
     Attributes:
         order: columns in processing order, int64 [K], on the CPU.
-        upper: U of (H + damping)⁻¹ = Uᵀ U in that order, fp64 [K, K], where it was factorised.
+        upper: U of (H + damping)⁻¹ = Uᵀ U in that order, fp64 [K, K], where it was factorised; that of H / 4^exponent.
         damp: the share of the mean diagonal that was added.
         retries: how often the damping had to grow until the factorisation succeeded.
         dead: columns without any input, bool [K], in the weight's own order, on the CPU.
+        exponent: 0 but for huge and tiny Hessians. Feedback takes ratios alone, for which their size is no matter.
     """
 
     order: Tensor
@@ -42,14 +44,21 @@ class Factor:
     damp: float
     retries: int
     dead: Tensor
+    exponent: int = 0
 
     def pivots(self) -> Tensor:
         """ℓ_jj² = 1 / U_jj² by the weight's own columns, [K], on the CPU: what an error left in column j costs in the
         end."""
         pivots = torch.empty(len(self.order), dtype=torch.float64)
-        pivots[self.order] = self.upper.diagonal().double().cpu().square().reciprocal()
+        pivots[self.order] = self.upper.diagonal().double().cpu().square().reciprocal() * 4.0**self.exponent
         pivots[self.dead] = 0
         return pivots
+
+    def spreads(self) -> Tensor:
+        """log2 U_jj by the weight's own columns, fp64 [K], on the CPU."""
+        spreads = torch.empty(len(self.order), dtype=torch.float64)
+        spreads[self.order] = self.upper.diagonal().double().log2().cpu() - self.exponent
+        return spreads
 
 
 def factorise(hessian: Tensor, damp: float, act_order: bool, name: str, device: torch.device | None = None) -> Factor:
@@ -62,6 +71,8 @@ def factorise(hessian: Tensor, damp: float, act_order: bool, name: str, device: 
         QuantGolfError: still not positive definite after `RETRIES` retries.
     """
     h = hessian.to(device or "cpu", torch.float64)
+    exponent = -(-out_of_range(h.diagonal().max()) // 2)
+    h = h / 4.0**exponent if exponent else h
     diagonal = h.diagonal().cpu()
     dead = diagonal == 0
     alive = diagonal[~dead]
@@ -79,7 +90,7 @@ def factorise(hessian: Tensor, damp: float, act_order: bool, name: str, device: 
         if not failed:
             upper = _inverse(lower).flip(0, 1)
             if upper.isfinite().all():
-                return Factor(order, upper, used, retry, dead)
+                return Factor(order, upper, used, retry, dead, exponent)
     raise QuantGolfError(
         f"the Hessian of {name} is not positive definite even with damp {used:g}, expected at most {damp:g}: "
         "calibrate on more text in fp32"

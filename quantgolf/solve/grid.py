@@ -14,6 +14,7 @@ from quantgolf.errors import QuantGolfError
 from quantgolf.steps import LARGEST_SIXTEENTHS, Groups, Steps
 
 Scales = Literal["fp16", "log"]
+LARGEST = torch.finfo(torch.float32).max  # of what codes stand for, where a weight's own dtype does not say less
 SMALLEST = 2.0**-24  # fp16's smallest number; that steps near it are coarse costs little, codes follow the rounded step
 # The fp32 values of all logarithmic scales, from the smallest exponent on.
 POWERS = Groups(torch.arange(-LARGEST_SIXTEENTHS, LARGEST_SIXTEENTHS + 1, dtype=torch.int16)[None], None, 1).scales()[0]
@@ -106,11 +107,14 @@ def nearest(weight: Tensor, rounding: Rounding) -> Tensor:
     return levels.add_(zero).clamp_(rounding.lowest, rounding.highest).to(torch.int8)
 
 
-def range_steps(weight: Tensor, bits: int, grid: Grid) -> Steps | Groups:
+def range_steps(weight: Tensor, bits: int, grid: Grid, largest: float = LARGEST) -> Steps | Groups:
     """Scales, and zeros where the grid has some, with which the last codes hold the range of each group's weights.
 
     A scale is rounded to what is stored and the zero fits the rounded one, so that an end may lie up to half a scale
     beyond the last code.
+
+    Args:
+        largest: that any code may stand for (`lowered`).
 
     Raises:
         QuantGolfError: weights too large for what a scale can be.
@@ -119,10 +123,11 @@ def range_steps(weight: Tensor, bits: int, grid: Grid) -> Steps | Groups:
     low, high = ends(weight, size)
     if grid.symmetric:
         scale = stored(torch.maximum(-low, high) / top_level(bits), grid.scales, top_level(bits))
-        return packed(scale, None, size, grid)
+        return packed(lowered(scale, None, *grid.code_range(bits), largest), None, size, grid)
     spread = high - low
     scale = stored(spread / ((1 << bits) - 1), grid.scales, (1 << bits) - 1)
-    return packed(scale, zeros_of(low, spread, values(scale), *grid.code_range(bits)), size, grid)
+    zero = zeros_of(low, spread, values(scale), *grid.code_range(bits))
+    return packed(lowered(scale, zero, *grid.code_range(bits), largest), zero, size, grid)
 
 
 def ends(weight: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -176,6 +181,30 @@ def stored(scale: Tensor, kind: Scales, levels: int) -> Tensor:
     if not some.all():
         exponents[~some] = exponents[some].median() if some.any() else 0.0
     return exponents.to(torch.int16)
+
+
+def lowered(scale: Tensor, zero: Tensor | None, lowest: int, highest: int, largest: float) -> Tensor:
+    """Stored scales [N, G] under which no code stands for more than `largest`, and 0 where it did: those that were too
+    large become the largest that are not.
+
+    A weight near the largest number of a checkpoint's dtype would come back infinite otherwise: 127 scales of 516 hold
+    65,504, and are more than fp16 knows.
+
+    Args:
+        zero: int8 [N, G]; None for the middle code.
+        lowest, highest: of the codes.
+    """
+    reach = torch.full_like(scale, highest, dtype=torch.float64)
+    if zero is not None:
+        reach = torch.maximum(zero.double() - lowest, highest - zero.double())
+    beyond = values(scale).double() * reach > largest
+    if not beyond.any():
+        return scale
+    most = largest / reach
+    found = (16 * most.log2()).to(torch.int16) if scale.dtype == torch.int16 else most.half()
+    # As whole numbers both kinds rise with their values; rounding went one too far at most.
+    found = found.view(torch.int16) - (values(found).double() * reach > largest).short()
+    return torch.where(beyond, found.view(scale.dtype), scale)
 
 
 def values(scale: Tensor) -> Tensor:

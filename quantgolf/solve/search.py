@@ -9,7 +9,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from quantgolf.solve.grid import Grid, Rounding, ends, in_groups, packed, stored, top_level, values, zeros_of
+from quantgolf.solve.grid import (
+    LARGEST,
+    POWERS,
+    Grid,
+    Rounding,
+    ends,
+    in_groups,
+    lowered,
+    packed,
+    stored,
+    top_level,
+    values,
+    zeros_of,
+)  # fmt: skip
+from quantgolf.solve.magnitude import rows_out_of_range
 from quantgolf.steps import LARGEST_SIXTEENTHS, Groups, Steps
 
 # On the demo and the golf model the median row wants 0.40 of its range at 2 bits, 0.64 at 3 and 0.82 at 4; one row in
@@ -20,7 +34,9 @@ NEAR_SCALES, NEAR_ZEROS = (-2, -1, 0, 1, 2), (-2, -1, 1, 2)
 AT_ONCE = 1 << 26  # bytes of candidates
 
 
-def searched_steps(weight: Tensor, bits: int, importance: Tensor, grid: Grid) -> Steps | Groups:
+def searched_steps(
+    weight: Tensor, bits: int, importance: Tensor, grid: Grid, largest: float = LARGEST
+) -> Steps | Groups:
     """For each group the scale, and the zero of an asymmetric grid, of the least Σ_j importance_j · error_ij².
 
     Scales are tried from a fifth of what holds the group's range up to it. Zeros are tried in two places, the one that
@@ -30,9 +46,7 @@ def searched_steps(weight: Tensor, bits: int, importance: Tensor, grid: Grid) ->
     Args:
         weight: [N, K] fp32.
         importance: [K], beside the weight.
-
-    Raises:
-        QuantGolfError: weights too large for what a scale can be.
+        largest: that any code may stand for (`grid.lowered`).
     """
     size = grid.size(weight.shape[1])
     tried = len(RATIOS) if grid.symmetric else 2 * max(len(RATIOS), len(NEAR_SCALES) * len(NEAR_ZEROS))
@@ -42,7 +56,7 @@ def searched_steps(weight: Tensor, bits: int, importance: Tensor, grid: Grid) ->
     ]
     scale = torch.cat([scale for scale, _ in parts])
     zero = None if grid.symmetric else torch.cat([zero for _, zero in parts])
-    return packed(scale, zero, size, grid)
+    return packed(lowered(scale, zero, *grid.code_range(bits), largest), zero, size, grid)
 
 
 def _searched(weight: Tensor, bits: int, importance: Tensor, size: int, grid: Grid) -> tuple[Tensor, Tensor]:
@@ -66,7 +80,9 @@ def _searched(weight: Tensor, bits: int, importance: Tensor, size: int, grid: Gr
 
 
 def _candidates(largest: Tensor, grid: Grid, levels: int) -> Tensor:
-    """Scales as stored [N, G, R], rising up to the one that `levels` of hold the range [N, G] of `largest` times it."""
+    """Scales as stored [N, G, R], rising up to the one that `levels` of hold the range [N, G] of `largest` times it, or
+    to the largest that there is."""
+    largest = largest.clamp(max=float(POWERS[-1]) if grid.scales == "log" else torch.finfo(torch.float16).max)
     top = stored(largest, grid.scales, levels)
     if grid.scales == "log":
         below = torch.arange(-OCTAVES, 1, dtype=torch.int16, device=top.device)
@@ -79,6 +95,8 @@ def _best(
 ) -> tuple[Tensor, Tensor]:
     """Of the candidates [N, G, R] of each group, scales as stored and zeros int8, the best; the first of equals."""
     step = values(scale)
+    if (far := rows_out_of_range(weight)) is not None:
+        weight, step = torch.ldexp(weight, -far[:, None]), torch.ldexp(step, -far[:, None, None])
     if weight.device.type != "cpu":
         chosen = _best_in_torch(weight, importance, size, step, zero, lowest, highest)
     else:
@@ -124,12 +142,16 @@ def rounded_costs(
     """On the CPU, histogram of the nearest codes from the lowest to the highest one there is, and
     Σ_j importance_j · error_ij² of each row, [N] fp64."""
     counts = np.zeros((len(weight), rounding.highest - rounding.lowest + 1), dtype=np.int32)
-    losses = np.empty(len(weight))
+    losses, step = np.empty(len(weight)), rounding.step
+    if (far := rows_out_of_range(weight)) is not None:
+        weight, step = torch.ldexp(weight, -far[:, None]), torch.ldexp(step, -far[:, None])
     with _threads_of_torch():
         _rounded_costs(
-            _array(weight), _array(rounding.step), rounding.zero.cpu().contiguous().numpy(), rounding.size,
+            _array(weight), _array(step), rounding.zero.cpu().contiguous().numpy(), rounding.size,
             rounding.lowest, rounding.highest, _array(importance), counts, losses,
         )  # fmt: skip
+    if far is not None:
+        losses *= np.exp2(2.0 * far.cpu().numpy())
     return counts.sum(0, dtype=np.int64), losses
 
 

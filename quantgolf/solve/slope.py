@@ -30,13 +30,16 @@ from quantgolf.solve.device import on_gpu
 from quantgolf.solve.diagonals import solve_diagonals, solve_diagonals_many
 from quantgolf.solve.gptq import Factor, factorise
 from quantgolf.solve.rows import WIDEST, solve_rows_many
-from quantgolf.solve.solver import SolveOptions
+from quantgolf.solve.solver import SolveOptions, refuse_unfit
 from quantgolf.solve.trellis import Trellis, quantize_run
 from quantgolf.types import WeightStats
 
 RESOLUTION = 4  # powers an octave
 LARGEST_POWER = 1 << 12
 DAMP = 0.03
+MOST_OCTAVES = 50  # of columns' steps from 1; what is beyond goes to the rows', since fp32 holds both by themselves
+LEVEL_BITS = 28  # of the largest weight's level; feedback may ask for some more
+STEP_OCTAVES = 120  # of the largest step; a matrix that wants more is all zeros under this one as well
 # Solved together. A core at [4096, 1536] with 256, 512, 1,024, 2,048, 4,096: 10.7, 14.2, 14.9, 13.6, 13.4 M weights/s.
 ROWS_AT_ONCE = 1024
 PANEL = 4  # columns whose errors are added up before they go to others of a block
@@ -51,6 +54,8 @@ class Grid:
         spread: log2 of the root mean square of the weights.
         spreads: the same of each row, fp64 [N].
         diagonal: whether levels are paths of the trellis along diagonals instead of down columns.
+        finest: fp64 [N], the least log2 of each row's step, slope and all: levels are int32, and hold no more.
+        coarsest: the largest log2 of any, so that no step is infinite.
     """
 
     row: Tensor
@@ -58,10 +63,13 @@ class Grid:
     spread: float
     spreads: Tensor
     diagonal: bool
+    finest: Tensor
+    coarsest: float
 
     def powers(self, slope: float) -> tuple[NDArray[np.int16], NDArray[np.int16], int]:
         """Rows [N] and columns [K] and the spread as whole powers of 2^(1/4); the slope goes to the rows."""
-        row = ((self.row + np.log2(slope)) * RESOLUTION).round().clamp(-LARGEST_POWER, LARGEST_POWER)
+        row = torch.maximum(self.row + np.log2(slope), self.finest).clamp(max=self.coarsest)
+        row = (row * RESOLUTION).round().clamp(-LARGEST_POWER, LARGEST_POWER)
         column = (self.column * RESOLUTION).round().clamp(-LARGEST_POWER, LARGEST_POWER)
         return row.numpy().astype(np.int16), column.numpy().astype(np.int16), round(self.spread * RESOLUTION)
 
@@ -96,17 +104,8 @@ def prepare_slope(weight: Tensor, stats: WeightStats, options: SolveOptions) -> 
         QuantGolfError: weights or statistics that are not finite, statistics of another shape, or a Hessian that no
             damping makes positive definite.
     """
-    if not weight.isfinite().all():
-        raise QuantGolfError(f"{stats.name} has values that are NaN or infinite, expected finite weights")
-    if stats.uses[0].row.shape != weight.shape[:1] or stats.uses[0].column.shape[:1] != weight.shape[1:]:
-        raise QuantGolfError(
-            f"{stats.name} is {list(weight.shape)}, but its statistics are of another shape: calibrate this model anew"
-        )
+    refuse_unfit(weight, stats)
     hessian, outputs = stats.hessian(), stats.outputs() if options.across_rows else None
-    if not hessian.isfinite().all() or not stats.row_weight().isfinite().all():
-        raise QuantGolfError(
-            f"statistics of {stats.name} have values that are NaN or infinite, expected finite ones: calibrate in fp32"
-        )
     damp, tiny = options.damp or DAMP, torch.finfo(torch.float32).tiny
     across, device = None, weight.device if on_gpu(weight) else None
     if outputs is None:
@@ -115,18 +114,22 @@ def prepare_slope(weight: Tensor, stats: WeightStats, options: SolveOptions) -> 
     else:
         name = f"the outputs of {stats.name}"
         across = _fp32(factorise(_raised(outputs, options.least_row), damp, False, name, device))
-        row = across.upper.diagonal().double().log2().cpu()
+        row = across.spreads()
     columns = _fp32(factorise(hessian, damp, options.act_order and outputs is None, stats.name, device))
-    column = torch.empty(len(columns.order), dtype=torch.float64)
-    column[columns.order] = columns.upper.diagonal().double().log2().cpu()
+    column = columns.spreads()
     if (
         columns.dead.any() and not columns.dead.all()
     ):  # their levels are about zero, which takes hardly a bit under a wide step
         column[columns.dead] = column[~columns.dead].max() + 1
-    squares = weight.double().square().mean(1).cpu().clamp(min=tiny)
+    row, column = options.row_exponent * row, options.column_exponent * column
+    if abs(far := round(float(column.mean()))) > MOST_OCTAVES:
+        row, column = row + far, column - far
+    squares = weight.double().square().mean(1).cpu()
+    squares = squares.where(squares > 0, tiny)
+    finest = weight.abs().amax(1).double().cpu().log2() - LEVEL_BITS - column.min()
     grid = Grid(
-        options.row_exponent * row, options.column_exponent * column, float(squares.mean().log2()) / 2,
-        squares.log2() / 2, across is not None,
+        row, column, float(squares.mean().log2()) / 2, squares.log2() / 2, across is not None, finest,
+        STEP_OCTAVES - float(column.max()),
     )  # fmt: skip
     return grid, Feedback(columns, across)
 

@@ -4,13 +4,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve.device import on_gpu
 from quantgolf.solve.gptq import Factor, factorise, feed_back
-from quantgolf.solve.grid import ROWS, Grid, Rounding, nearest, range_steps
+from quantgolf.solve.grid import LARGEST, ROWS, Grid, Rounding, nearest, range_steps
+from quantgolf.solve.magnitude import difference, out_of_range
 from quantgolf.solve.search import rounded_costs, searched_steps
 from quantgolf.types import Groups, QTensor, SolveReport, Steps, WeightStats
 
@@ -67,8 +69,10 @@ class Prepared:
         weight: [N, K] fp32, where it was given: on a GPU it is solved there.
         stats: of the same weight.
         importance: [K] fp32 beside the weight, what a squared error in each column costs under the solver: the
-            diagonal of H̄, or for GPTQ the pivots that feedback leaves.
+            diagonal of H̄, or for GPTQ the pivots that feedback leaves, divided by `unit`.
+        unit: 1, or a power of two where those are huge or tiny.
         factor: GPTQ's factor of H̄; None for the others.
+        largest: the largest finite number of the dtype that the weight comes back in.
     """
 
     weight: Tensor
@@ -76,37 +80,71 @@ class Prepared:
     solver: Solver
     options: SolveOptions
     importance: Tensor
+    unit: float
     factor: Factor | None
+    largest: float
 
 
-def prepare(weight: Tensor, stats: WeightStats, solver: Solver, options: SolveOptions) -> Prepared:
+def prepare(
+    weight: Tensor, stats: WeightStats, solver: Solver, options: SolveOptions, dtype: torch.dtype | None = None
+) -> Prepared:
     """Checks a weight [N, K] against its statistics and factors the Hessian where the solver asks for it.
+
+    Args:
+        dtype: of the tensor that codes will be restored to: all of them stand for finite numbers there. None for the
+            weight's own.
 
     Raises:
         QuantGolfError: not a finite matrix, statistics of another shape, an unknown solver, or a Hessian that
             no damping makes positive definite.
     """
-    if weight.ndim != 2 or not weight.numel():
-        raise QuantGolfError(f"{stats.name} has shape {list(weight.shape)}, expected a matrix [N, K] that is not empty")
-    if not weight.isfinite().all():
-        raise QuantGolfError(f"{stats.name} has values that are NaN or infinite, expected finite weights")
-    for use in stats.uses:
-        if use.row.shape != weight.shape[:1] or use.column.shape != (weight.shape[1],) * 2:
-            raise QuantGolfError(
-                f"{stats.name} is {list(weight.shape)}, but its statistics are {list(use.row.shape)} rows and "
-                f"{list(use.column.shape)} columns: calibrate this model anew"
-            )
+    refuse_unfit(weight, stats)
     hessian = stats.hessian()
-    if not hessian.isfinite().all():
-        raise QuantGolfError(f"the Hessian of {stats.name} is not finite, expected finite values: calibrate in fp32")
+    largest = min(torch.finfo(dtype or weight.dtype).max, LARGEST)
     weight = weight.detach().float()
     if solver == "gptq":
         device = weight.device if on_gpu(weight) else None
         factor = factorise(hessian, options.damp or DAMP, options.act_order, stats.name, device)
-        return Prepared(weight, stats, solver, options, factor.pivots().float().to(weight.device), factor)
+        return Prepared(weight, stats, solver, options, *_in_units(factor.pivots(), weight), factor, largest)
     if solver not in ("rtn", "gptq_lite"):
         raise QuantGolfError(f"solver is {solver!r}, expected 'rtn', 'gptq_lite' or 'gptq'")
-    return Prepared(weight, stats, solver, options, hessian.diagonal().to(weight.device).contiguous(), None)
+    return Prepared(weight, stats, solver, options, *_in_units(hessian.diagonal(), weight), None, largest)
+
+
+def _in_units(importance: Tensor, weight: Tensor) -> tuple[Tensor, float]:
+    """What columns [K] count, in fp32 beside the weight, and the unit of that."""
+    unit = 2.0 ** out_of_range(importance.max())
+    return (importance / unit).float().to(weight.device).contiguous(), unit
+
+
+def refuse_unfit(weight: Tensor, stats: WeightStats) -> None:
+    """Refuses a weight [N, K] that cannot be solved, and statistics that are not its own or not numbers.
+
+    Raises:
+        QuantGolfError: as said.
+    """
+    name = stats.name
+    if weight.ndim != 2 or not weight.numel():
+        raise QuantGolfError(f"{name} has shape {list(weight.shape)}, expected a matrix [N, K] that is not empty")
+    if not weight.isfinite().all():
+        raise QuantGolfError(f"{name} has values that are NaN or infinite, expected finite weights")
+    rows, columns = weight.shape
+    for use in stats.uses:
+        if use.row.shape != (rows,) or use.column.shape != (columns, columns):
+            raise QuantGolfError(
+                f"{name} is {list(weight.shape)}, but its statistics are {list(use.row.shape)} rows and "
+                f"{list(use.column.shape)} columns: calibrate this model anew"
+            )
+        if use.outputs is not None and use.outputs.shape != (rows, rows):
+            raise QuantGolfError(
+                f"{name} is {list(weight.shape)}, but its statistics have outputs {list(use.outputs.shape)}: calibrate "
+                "this model anew"
+            )
+        known = (use.row, use.column) if use.outputs is None else (use.row, use.column, use.outputs)
+        if not all(tensor.isfinite().all() for tensor in known):
+            raise QuantGolfError(
+                f"statistics of {name} have values that are NaN or infinite, expected finite ones: calibrate in fp32"
+            )
 
 
 def steps_of(prepared: Prepared, bits: int) -> Steps | Groups:
@@ -119,9 +157,13 @@ def steps_of(prepared: Prepared, bits: int) -> Steps | Groups:
     """
     if bits not in WIDTHS:
         raise QuantGolfError(f"bits is {bits}, expected {WIDTHS[0]} to {WIDTHS[-1]}")
-    if prepared.solver == "rtn":
-        return range_steps(prepared.weight, bits, prepared.options.grid)
-    return searched_steps(prepared.weight, bits, prepared.importance, prepared.options.grid)
+    weight, grid, largest = prepared.weight, prepared.options.grid, prepared.largest
+    if prepared.solver != "rtn":
+        return searched_steps(weight, bits, prepared.importance, grid, largest)
+    try:
+        return range_steps(weight, bits, grid, largest)
+    except QuantGolfError as error:
+        raise QuantGolfError(f"{prepared.stats.name} at {bits} bits: {error}") from error
 
 
 def solve(prepared: Prepared, bits: int) -> tuple[QTensor, SolveReport]:
@@ -141,7 +183,7 @@ def reported(prepared: Prepared, tensor: QTensor) -> tuple[QTensor, SolveReport]
     assert tensor.bits is not None
     report = SolveReport(
         prepared.stats.name, prepared.solver, tensor.bits,
-        loss=prepared.stats.loss(tensor.dequantize() - prepared.weight),
+        loss=prepared.stats.loss(difference(tensor.dequantize(), prepared.weight)),
         damp=factor.damp if factor else 0.0,
         retries=factor.retries if factor else 0,
         dead_columns=int(factor.dead.sum()) if factor else 0,
@@ -172,6 +214,7 @@ def predict(prepared: Prepared, bits: int) -> Predicted:
     rounding = Rounding.of(steps, bits, prepared.weight.shape[1])
     counts, losses = rounded_costs(prepared.weight, rounding, prepared.importance)
     if prepared.factor is not None:
-        return Predicted(counts, steps, 0.5 * float(losses @ prepared.stats.row_weight().cpu().double().numpy()))
-    error = QTensor(nearest(prepared.weight, rounding), steps, bits).dequantize() - prepared.weight
-    return Predicted(counts, steps, prepared.stats.loss(error))
+        lost = float(losses @ prepared.stats.row_weight().cpu().double().numpy())
+        return Predicted(counts, steps, 0.5 * prepared.unit * lost)
+    restored = QTensor(nearest(prepared.weight, rounding), steps, bits).dequantize()
+    return Predicted(counts, steps, prepared.stats.loss(difference(restored, prepared.weight)))

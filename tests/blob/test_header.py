@@ -20,9 +20,9 @@ def test_declared_sizes_are_checked_before_anything_is_allocated(container: Cont
         parse(container(header + bytes([13, 4]) + varint(0) * 3))
     with pytest.raises(FormatError, match="expected at most 4194304"):
         parse(container(b"", size=2**40))
-    with pytest.raises(FormatError, match=r"declares \d+ tensors"):
+    with pytest.raises(FormatError, match="the header asks for 1 bytes where 0 are left"):
         parse(container(varint(0) + varint(2**60)))
-    with pytest.raises(FormatError, match=r"declares \d+ blocks"):
+    with pytest.raises(FormatError, match="the header asks for 1 bytes where 0 are left"):
         parse(container(cut_header((4, 6), 2**60, [], b"")))
     with pytest.raises(FormatError, match="decoded bytes"):
         parse(container(cut_header((2**40, 2**40), 1, [2**40], b"\x44")))
@@ -128,9 +128,9 @@ def test_groups_that_nothing_writes_are_refused(
 
 
 def test_scales_are_counted_before_anything_is_allocated(container: Container) -> None:
-    """Groups of one column: 5 bytes of scales and zeros beside the 2 of each weight."""
+    """Groups of one column: 5 bytes of scales and zeros beside the 4 of each weight, which is decoded to fp32."""
     start = bytes([0, 1, 0, 0, 1]) + b"w" + varint(2) + varint(2**20) * 2
-    for size, most in ((1, 7 * 2**40), (2**20, 2 * 2**40 + 5 * 2**20)):
+    for size, most in ((1, 9 * 2**40), (2**20, 4 * 2**40 + 5 * 2**20)):
         header = start + bytes([11, 20]) + varint(2 * size + 1) + bytes(4)
         parse(container(header), max_decoded_bytes=most)
         with pytest.raises(FormatError, match="decoded bytes"):

@@ -1,0 +1,35 @@
+"""Limits of what a header may say, from both sides: the last number that is taken, and the first that is not."""
+
+from collections.abc import Callable
+
+import pytest
+
+from quantgolf.blob import parse
+from quantgolf.encode.varint import varint
+from quantgolf.errors import FormatError
+
+Container = Callable[..., bytes]
+
+
+def header(dtype: int, storage: bytes) -> bytes:
+    """Of one tensor w [2, 6], up to its storage."""
+    return bytes([0, 1, 0, 0, 1]) + b"w" + bytes([2, 2, 6, dtype]) + storage
+
+
+def test_the_last_dtype_is_the_last(container: Container) -> None:
+    assert parse(container(header(14, bytes([142, 0, 0]))))[1].tensors[0].dtype == "F64"
+    for dtype, stored in ((15, 129), (255, 129), (1, 128 + 15)):
+        with pytest.raises(FormatError, match=r"names (dtype|storage) (15|255|143)"):
+            parse(container(header(dtype, bytes([stored, 0, 0]))))
+
+
+@pytest.mark.parametrize("text", [b'{"a":NaN}', b'{"a":[-Infinity]}', b'{"a":Infinity}'])
+def test_descriptions_hold_no_numbers_that_json_does_not_know(text: bytes, container: Container) -> None:
+    with pytest.raises(FormatError, match="is no number JSON knows"):
+        parse(container(varint(len(text)) + text + bytes(3)))
+
+
+def test_a_trellis_restarts_after_so_many_rows_at_most(container: Container) -> None:
+    for restart in (1, 2**20):
+        data = container(header(13, bytes([9, 0, 0])) + varint(8) + varint(restart) + bytes(2))
+        assert parse(data)[1].restart == restart

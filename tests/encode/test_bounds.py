@@ -1,0 +1,151 @@
+"""Bounds of what decoders take, from both sides: the last number that is taken, and the first that is not."""
+
+import numpy as np
+import pytest
+import torch
+
+from quantgolf.encode import decode_stream
+from quantgolf.encode.exponents import check_exponents, check_levels, decode_exponents, encode_exponents
+from quantgolf.encode.groups import check_groups
+from quantgolf.encode.levels import Frame, decode_levels
+from quantgolf.encode.table import read_table, write_table
+from quantgolf.encode.varint import Cursor, varint
+from quantgolf.errors import FormatError
+from quantgolf.solve.trellis import Trellis
+from quantgolf.types import Exponents, Groups
+
+WHOLE = write_table(np.eye(1, 256, 128, dtype=np.int64)[0] * 2)  # the table of a symbol that has the whole share
+START = (2**16).to_bytes(4, "little")
+
+
+def exponents(row: int, column: int, spread: int) -> Exponents:
+    return Exponents(torch.tensor([row], dtype=torch.int16), torch.tensor([column], dtype=torch.int16), spread)
+
+
+@pytest.mark.parametrize("side", [0, 1])
+@pytest.mark.parametrize("end", [-4096, 4096])
+def test_exponents_reach_both_ends_and_no_further(side: int, end: int) -> None:
+    """Of a matrix without weights, because products of the others overflow."""
+    shape = (1 - side, side)
+
+    def given(value: int, spread: int) -> Exponents:
+        sides = [torch.full((count,), value, dtype=torch.int16) for count in shape]
+        return Exponents(*sides, spread)
+
+    check_exponents("w", given(end, end), shape)
+    (found,) = decode_exponents(encode_exponents([("w", given(end, end))]), [("w", shape)])
+    assert (found.row if side == 0 else found.column).tolist() == [end] and found.spread == end
+    beyond = end + end // 4096
+    for wrong in (given(beyond, 0), given(0, beyond)):
+        with pytest.raises(FormatError, match="expected ±4096"):
+            check_exponents("w", wrong, shape)
+        with pytest.raises(FormatError, match=r"expected ±4096|beyond ±4096"):
+            decode_exponents(encode_exponents([("w", wrong)]), [("w", shape)])
+
+
+@pytest.mark.parametrize(
+    "fine", [torch.zeros(3, dtype=torch.int8), torch.zeros(2, dtype=torch.int16), torch.zeros(2, 1, dtype=torch.int8)]
+)
+@pytest.mark.parametrize("side", ["fine_row", "fine_column"])
+def test_fine_steps_have_their_dtype_and_shape(fine: torch.Tensor, side: str) -> None:
+    short = torch.zeros(2, dtype=torch.int16)
+    with pytest.raises(FormatError, match=f"fine {side[5:]}s"):
+        check_exponents("w", Exponents(short, short, 0, **{side: fine}), (2, 2))
+
+
+@pytest.mark.parametrize(("values", "shape"), [(torch.zeros(2).int(), 2), (torch.zeros(3).short(), 2)])
+@pytest.mark.parametrize("side", [0, 1])
+def test_exponents_have_their_dtype_and_shape(values: torch.Tensor, shape: int, side: int) -> None:
+    sides = [torch.zeros(2).short(), torch.zeros(2).short()]
+    sides[side] = values
+    with pytest.raises(FormatError, match=f"{('row', 'column')[side]} exponents"):
+        check_exponents("w", Exponents(*sides, 0), (2, 2))
+
+
+def test_products_are_finite() -> None:
+    """2^127 is the largest power of two of fp32, 508 quarter octaves."""
+    check_levels("w", exponents(508, 0, 0), 1)
+    check_levels("w", exponents(507, 0, 0), 2)
+    for given, largest in (((512, 0, 0), 1), ((500, 12, 0), 1), ((508, 0, 0), 2)):
+        with pytest.raises(FormatError, match="products that are finite in fp32"):
+            check_levels("w", exponents(*given), largest)
+    none = torch.zeros(0, dtype=torch.int16)
+    check_levels("w", Exponents(none, torch.tensor([4096]).short(), 0), 1)
+    check_levels("w", Exponents(torch.tensor([4096]).short(), none, 0), 1)
+
+
+def test_roots_reach_their_largest_and_no_further() -> None:
+    roots = np.zeros(256, dtype=np.int64)
+    roots[3:5] = 65535, 1
+    assert np.array_equal(read_table(Cursor(write_table(roots), "")), roots)
+    roots[3] = 65536
+    with pytest.raises(FormatError, match=r"holds 65536, expected 0 to 65535|a difference above 17 bits"):
+        read_table(Cursor(write_table(roots), ""))
+    with pytest.raises(FormatError, match="a difference above 17 bits"):
+        read_table(Cursor(bytes([0, 0]) + bytes(3), ""))
+    below = np.packbits([1, 0, 1, 0, 0, 0, 0, 0], bitorder="little").tobytes()  # differences 0 and -1
+    with pytest.raises(FormatError, match="holds -1, expected 0 to 65535"):
+        read_table(Cursor(bytes([0, 1]) + below, ""))
+
+
+def test_streams_unfold_so_far_and_no_further() -> None:
+    for payload, count, message in (
+        (b"\0", 32768, "asks for 32768 bytes"),
+        (b"\0", 32769, "declares 32769 symbols in 1 bytes"),
+        (b"\3", 1, "names codec 3, expected"),
+        (b"\2" + WHOLE + varint(0) + START, 2, "has 0 lanes"),
+        (b"\2" + WHOLE + varint(3) + 3 * START, 2, "has 3 lanes"),
+        (b"\2" + WHOLE + varint(2) + 2 * START + b"\0", 2, "expected an even number"),
+        (b"\2" + WHOLE + varint(1) + b"\1\0\1\0", 2, "does not end where its encoder began"),
+        (b"\2" + WHOLE + varint(1) + START + b"\0\0", 2, "does not end where its encoder began"),
+    ):
+        with pytest.raises(FormatError, match=message):
+            decode_stream(payload, count)
+    for lanes in (1, 2):
+        assert decode_stream(b"\2" + WHOLE + varint(lanes) + lanes * START, 2).tolist() == [128, 128]
+
+
+def frame(spread: int = 0, rows: int = 1) -> Frame:
+    return Frame((rows, 1), spread, np.arange(rows, dtype=np.int16), np.zeros(1, dtype=np.int16))
+
+
+@pytest.mark.parametrize("spread", [-(2**15), 2**15 - 1])
+def test_spreads_are_within_int16(spread: int) -> None:
+    zero = write_table(np.eye(1, 256, 127, dtype=np.int64)[0] * 2)
+    payload = b"\0" + zero + b"\0" + START
+    assert decode_levels(payload, [frame(spread)], Trellis(1))[0].tolist() == [[0]]
+    with pytest.raises(FormatError, match="one within int16"):
+        decode_levels(payload, [frame(spread + (1 if spread > 0 else -1))], Trellis(1))
+
+
+@pytest.mark.parametrize("more", [63, 64])
+def test_classes_are_at_most_64(more: int) -> None:
+    zero = write_table(np.eye(1, 256, 127, dtype=np.int64)[0] * 2)
+    payload = varint(more) + bytes(more) + zero * (more + 1) + b"\0" + START
+    if more == 63:
+        assert not decode_levels(payload, [frame(rows=70)], Trellis(1))[0].any()
+    else:
+        with pytest.raises(FormatError, match="65 classes, expected at most 64"):
+            decode_levels(payload, [frame(rows=70)], Trellis(1))
+
+
+@pytest.mark.parametrize("bits", [2, 8])
+def test_groups_reach_both_ends_and_no_further(bits: int) -> None:
+    half = 2 ** (bits - 1)
+    for exponent in (-1904, 1904):
+        check_groups("w", Groups(torch.tensor([[exponent]]).short(), None, 1), (1, 1), bits)
+        with pytest.raises(FormatError, match="expected exponents within ±1904"):
+            check_groups("w", Groups(torch.tensor([[exponent + exponent // 1904]]).short(), None, 1), (1, 1), bits)
+    ones = torch.ones(1, 1).half()
+    for zero in (-half, half - 1):
+        check_groups("w", Groups(ones, torch.tensor([[zero]], dtype=torch.int8), 1), (1, 1), bits)
+    for zero in (-half - 1, half) if bits < 8 else ():
+        with pytest.raises(FormatError, match="has zeros from"):
+            check_groups("w", Groups(ones, torch.tensor([[zero]], dtype=torch.int8), 1), (1, 1), bits)
+    check_groups("w", Groups(0 * ones, None, 1), (1, 1), bits)
+    for wrong in (-ones, ones / 0, 0 * ones / 0):
+        with pytest.raises(FormatError, match="negative or not finite"):
+            check_groups("w", Groups(wrong, None, 1), (1, 1), bits)
+    for wrong in (1, 9):
+        with pytest.raises(FormatError, match="expected 2 to 8"):
+            check_groups("w", Groups(ones, None, 1), (1, 1), wrong)
