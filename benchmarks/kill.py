@@ -1,6 +1,6 @@
 """Killed at random moments: compress, calibrate and sweep lose nothing, and typed again they give the same bytes.
 
-    python benchmarks/kill.py --kills 100
+    python benchmarks/kill.py
 
 Each verb runs once undisturbed, on a small model of the demo's family with random weights. Then it is killed with all
 its children (`kill -9`) at moments drawn evenly over the time it takes, typed again, killed again, and after `--chain`
@@ -70,7 +70,7 @@ def of_results(path: Path) -> str:
 def verbs(model: list[str]) -> dict[str, tuple[list[str], str, Digest]]:
     """By verb: what is typed before --out, the name of the output, and its digest."""
     compress = ["--bpw", "4", "--tokens", "8192", "--no-guard", "--tune-steps", "0"]
-    sweep = ["--max-bytes", "400kB,500kB,600kB", "--solver", "gptq,slope", "--tokens", "4096", "--eval-tokens", "4096"]
+    sweep = ["--max-bytes", "400kB,500kB,600kB", "--solver", "gptq", "--tokens", "4096", "--eval-tokens", "2048"]
     return {
         "compress": (["compress", *model, *compress], "out.qg", of_file),
         "calibrate": (["calibrate", *model, "--tokens", "8192"], "statistics", of_folder),
@@ -95,7 +95,7 @@ def finish(process: subprocess.Popen[bytes]) -> None:
 
 
 def main(
-    kills: Annotated[int, typer.Option(help="How often each verb is killed.")] = 100,
+    kills: Annotated[int, typer.Option(help="How often each verb is killed.")] = 34,
     chain: Annotated[int, typer.Option(help="Kills in a row before a run is left alone.")] = 5,
     seed: Annotated[int, typer.Option(help="Of the moments.")] = 0,
     only: Annotated[str | None, typer.Option(help="One verb alone.")] = None,

@@ -61,7 +61,7 @@ def predicted_spreads(frames: Sequence[Frame]) -> NDArray[np.int64]:
 
 def fault(frame: Frame) -> str | None:
     rows, columns = frame.shape
-    if rows < 0 or columns < 0 or frame.row.shape != (rows,) or frame.column.shape != (columns,):
+    if frame.row.shape != (rows,) or frame.column.shape != (columns,):
         return f"a matrix {list(frame.shape)} with {frame.row.shape} row and {frame.column.shape} column steps"
     if frame.row.dtype != np.int16 or frame.column.dtype != np.int16:
         return f"{frame.row.dtype} row and {frame.column.dtype} column steps, expected int16"

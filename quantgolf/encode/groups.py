@@ -74,7 +74,7 @@ def check_groups(name: str, groups: Groups, shape: tuple[int, int], bits: int) -
     if scale.dtype == torch.float16 and not ((scale >= 0) & scale.isfinite()).all():
         raise FormatError(f"{name} has scales that are negative or not finite, expected finite ones from 0")
     # As int: the magnitude of -2^15 does not fit int16.
-    if scale.dtype == torch.int16 and scale.numel():
+    if scale.dtype == torch.int16:
         low, high = int(scale.min()), int(scale.max())
         if max(-low, high) > LARGEST_SIXTEENTHS:
             raise FormatError(
@@ -85,10 +85,9 @@ def check_groups(name: str, groups: Groups, shape: tuple[int, int], bits: int) -
     if zero.dtype != torch.int8 or tuple(zero.shape) != wanted:
         raise FormatError(f"{name} has {zero.dtype} zeros {list(zero.shape)}, expected torch.int8 {list(wanted)}")
     low, high = lowest_code(bits, zeros=True), (1 << (bits - 1)) - 1
-    if zero.numel() and not low <= int(zero.min()) <= int(zero.max()) <= high:
-        raise FormatError(
-            f"{name} has zeros from {int(zero.min())} to {int(zero.max())}, expected {low} to {high} for {bits} bits"
-        )
+    least, most = int(zero.min()), int(zero.max())
+    if least < low or most > high:
+        raise FormatError(f"{name} has zeros from {least} to {most}, expected {low} to {high} for {bits} bits")
 
 
 def encode_zeros(zeros: Iterable[tuple[int, Tensor]], codec: Codec = "auto") -> bytes:

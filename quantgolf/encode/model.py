@@ -240,7 +240,7 @@ def _decode_kept(coded: CodedModel) -> list[Tensor]:
         ]
         values = decode_planes(cursor, [rows * columns for *_, (rows, columns) in group], size)
         for (i, tensor, stored, shape), data in zip(group, values, strict=True):
-            if stored == "BOOL" and data.size and data.max() > 1:
+            if stored == "BOOL" and data.max(initial=0) > 1:
                 raise FormatError(f"{tensor.name} holds a truth value of {data.max()}, expected 0 or 1; {DAMAGED}")
             found[i] = from_bytes(data, stored).to(DTYPES[tensor.dtype]).reshape(shape)
     cursor.finish()

@@ -262,27 +262,6 @@ def test_a_stream_that_unfolds_to_more_is_stopped_there(container: Container) ->
         refused(container(header, varint(len(packed)) + packed), "no zstd frame of 6000|unfolds to|declares", 300_000)
 
 
-def sections() -> list[tuple[str, bytes, bytes]]:
-    """A file with every stream: what a length is of, the header with that length one more or less, the streams."""
-    header = one_tensor((2, 3), 13, bytes([1]), b"w") + bytes([1, 2, 1, 1, 4, 9])
-    whole = {"codes": 5, "steps": 4, "small": 3, "exponents": 6, "levels": 7}
-    found = []
-    for name in whole:
-        for more in (-1, 1):
-            lengths = whole | {name: whole[name] + more}
-            codes, steps, small, exponents, levels = lengths.values()
-            found.append((name, header + bytes([codes, steps, small, 1, 1, exponents, levels]), bytes(25)))
-    return found
-
-
-@pytest.mark.parametrize(("name", "header", "streams"), sections())
-def test_sections_are_neither_too_long_nor_do_they_leave_anything(
-    name: str, header: bytes, streams: bytes, container: Container
-) -> None:
-    with pytest.raises(FormatError, match=r"asks for|bytes too many"):
-        parse(container(header, streams))
-
-
 @pytest.mark.parametrize("names", [(b"a", b"a"), (b"a", b"b", b"a")])
 def test_names_come_once(names: tuple[bytes, ...], container: Container) -> None:
     """Of two tensors, and of a tensor and a further name."""

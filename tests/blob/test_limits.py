@@ -33,3 +33,24 @@ def test_a_trellis_restarts_after_so_many_rows_at_most(container: Container) -> 
     for restart in (1, 2**20):
         data = container(header(13, bytes([9, 0, 0])) + varint(8) + varint(restart) + bytes(2))
         assert parse(data)[1].restart == restart
+
+
+def sections() -> list[tuple[str, bytes, bytes]]:
+    """A file with every stream: what a length is of, the header with that length one more or less, the streams."""
+    header = bytes([0, 1, 0, 0, 1]) + b"w" + bytes([2, 2, 3, 13, 1]) + bytes([1, 2, 1, 1, 4, 9])
+    whole = {"codes": 5, "steps": 4, "small": 3, "exponents": 6, "levels": 7}
+    found = []
+    for name in whole:
+        for more in (-1, 1):
+            lengths = whole | {name: whole[name] + more}
+            codes, steps, small, exponents, levels = lengths.values()
+            found.append((name, header + bytes([codes, steps, small, 1, 1, exponents, levels]), bytes(25)))
+    return found
+
+
+@pytest.mark.parametrize(("name", "header", "streams"), sections())
+def test_sections_are_neither_too_long_nor_do_they_leave_anything(
+    name: str, header: bytes, streams: bytes, container: Container
+) -> None:
+    with pytest.raises(FormatError, match=r"asks for|bytes too many"):
+        parse(container(header, streams))

@@ -17,6 +17,8 @@ KEPT = CodedTensor("w", (), "U8", 0, (CodedBlock(1, "U8", None, b""),))
 def test_models_that_do_not_hold_together_are_not_written() -> None:
     with pytest.raises(FormatError, match="w has shape"):
         pack(CodedModel((replace(KEPT, shape=(1,) * 17),), b"", b""), None)
+    with pytest.raises(FormatError, match=r"w has shape \[-1\], expected up to 16 sizes from 0"):
+        pack(CodedModel((replace(KEPT, shape=(-1,)),), b"", b""), None)
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from quantgolf.encode import decode_stream
+from quantgolf.encode import Entry, Quantized, decode_model, decode_stream, encode_codes, encode_model
 from quantgolf.encode.exponents import check_exponents, check_levels, decode_exponents, encode_exponents
 from quantgolf.encode.groups import check_groups
-from quantgolf.encode.levels import Frame, decode_levels
+from quantgolf.encode.levels import Frame, decode_levels, decode_levels_on
 from quantgolf.encode.table import read_table, write_table
 from quantgolf.encode.varint import Cursor, varint
 from quantgolf.errors import FormatError
 from quantgolf.solve.trellis import Trellis
-from quantgolf.types import Exponents, Groups
+from quantgolf.types import Block, CodedBlock, CodedModel, CodedTensor, Exponents, Groups
 
 WHOLE = write_table(np.eye(1, 256, 128, dtype=np.int64)[0] * 2)  # the table of a symbol that has the whole share
 START = (2**16).to_bytes(4, "little")
@@ -105,8 +105,60 @@ def test_streams_unfold_so_far_and_no_further() -> None:
         assert decode_stream(b"\2" + WHOLE + varint(lanes) + lanes * START, 2).tolist() == [128, 128]
 
 
+def test_a_stream_of_no_levels_is_empty() -> None:
+    """On a GPU too, which is not asked for anything then."""
+    none = Frame((0, 1), 0, np.zeros(0, dtype=np.int16), np.zeros(1, dtype=np.int16))
+    assert decode_levels(b"", [none], Trellis(8))[0].shape == (0, 1)
+    assert [each.shape for each in decode_levels_on(torch.device("cpu"), b"", [none], Trellis(8))] == [(0, 1)]
+    with pytest.raises(FormatError, match="1 bytes too many"):
+        decode_levels(b"\0", [none], Trellis(8))
+    with pytest.raises(FormatError, match="1 bytes too many"):
+        list(decode_levels_on(torch.device("cpu"), b"\0", [none], Trellis(8)))
+
+
 def frame(spread: int = 0, rows: int = 1) -> Frame:
     return Frame((rows, 1), spread, np.arange(rows, dtype=np.int16), np.zeros(1, dtype=np.int16))
+
+
+def test_states_are_at_least_two_to_the_sixteenth() -> None:
+    """One below would be mended by the next word, so that a stream had two spellings."""
+    zero = write_table(np.eye(1, 256, 127, dtype=np.int64)[0] * 2)
+    with pytest.raises(FormatError, match="does not end where its encoder began"):
+        decode_levels(b"\0" + zero + b"\0" + (1).to_bytes(4, "little") + bytes(2), [frame()], Trellis(1))
+
+
+def test_models_are_checked_before_they_are_decoded() -> None:
+    tensor = CodedTensor("w", (1,) * 17, "U8", 0, (CodedBlock(1, "U8", None, b""),))
+    with pytest.raises(FormatError, match="expected up to 16 sizes"):
+        list(decode_model(CodedModel((tensor,), b"", b"\2\0\1")))
+
+
+@pytest.mark.parametrize("bits", [2, 5, 8])
+@pytest.mark.parametrize("zeros", [False, True])
+def test_codes_reach_both_ends_of_their_width_and_no_further(bits: int, zeros: bool) -> None:
+    half = 2 ** (bits - 1)
+    zero = torch.zeros(1, 1, dtype=torch.int8) if zeros else None
+    steps = Groups(torch.ones(1, 1).half(), zero, 2) if zeros else torch.ones(1).half()
+
+    def decoded(*codes: int) -> list[object]:
+        stream = encode_codes(torch.tensor([codes], dtype=torch.int8))
+        part = Quantized(Block("w", 1, 0, 1), steps, bits, stream)
+        return list(decode_model(encode_model([Entry("w", torch.zeros(1, 2), (part,))])))
+
+    least = -half if zeros else 1 - half
+    assert len(decoded(least, half - 1)) == 1
+    for codes in ((0, half), (least - 1, 0)):
+        if min(codes) >= -128 and max(codes) <= 127:
+            with pytest.raises(FormatError, match=f"expected {least} to {half - 1} for {bits} bits"):
+                decoded(*codes)
+
+
+def test_truth_values_are_none_or_one() -> None:
+    assert len(list(decode_model(encode_model([Entry("w", torch.zeros(0, dtype=torch.bool))])))) == 1
+    tensor = CodedTensor("w", (2,), "BOOL", 0, (CodedBlock(1, "BOOL", None, b""),))
+    assert len(list(decode_model(CodedModel((tensor,), b"", b"\3\0\0\1")))) == 1
+    with pytest.raises(FormatError, match="a truth value of 2"):
+        list(decode_model(CodedModel((tensor,), b"", b"\3\0\0\2")))
 
 
 @pytest.mark.parametrize("spread", [-(2**15), 2**15 - 1])
@@ -116,6 +168,21 @@ def test_spreads_are_within_int16(spread: int) -> None:
     assert decode_levels(payload, [frame(spread)], Trellis(1))[0].tolist() == [[0]]
     with pytest.raises(FormatError, match="one within int16"):
         decode_levels(payload, [frame(spread + (1 if spread > 0 else -1))], Trellis(1))
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtypes", "message"),
+    [
+        ((2, 1), (np.int16, np.int16), "column steps"),
+        ((1, 2), (np.int16, np.int16), "column steps"),
+        ((1, 1), (np.int32, np.int16), "expected int16"),
+        ((1, 1), (np.int16, np.int32), "expected int16"),
+    ],
+)
+def test_frames_fit_their_matrix(shape: tuple[int, int], dtypes: tuple[type, type], message: str) -> None:
+    row, column = (np.zeros(1, dtype=each) for each in dtypes)
+    with pytest.raises(FormatError, match=message):
+        decode_levels(b"", [Frame(shape, 0, row, column)], Trellis(1))
 
 
 @pytest.mark.parametrize("more", [63, 64])
