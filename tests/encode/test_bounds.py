@@ -78,7 +78,10 @@ def test_roots_reach_their_largest_and_no_further() -> None:
     roots = np.zeros(256, dtype=np.int64)
     roots[3:5] = 65535, 1
     assert np.array_equal(read_table(Cursor(write_table(roots), "")), roots)
-    roots[3] = 65536
+    roots[4] = 65536
+    with pytest.raises(FormatError, match="holds 65536, expected 0 to 65535"):
+        read_table(Cursor(write_table(roots), ""))
+    roots[3:5] = 65536, 0
     with pytest.raises(FormatError, match=r"holds 65536, expected 0 to 65535|a difference above 17 bits"):
         read_table(Cursor(write_table(roots), ""))
     with pytest.raises(FormatError, match="a difference above 17 bits"):
