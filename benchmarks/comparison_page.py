@@ -33,7 +33,8 @@ made for its bytes or at most 0.5% fewer (or, from a ladder of sizes, 10% fewer)
 the peer does. KL is to the float model and ΔBPB the rise over it, both in bits per byte, with 95% intervals from a
 paired bootstrap over documents. Whoever takes a calibration text (marked c) takes the same one; GPTQ and importance
 matrices see its second moments exactly. Where a library leaves embeddings in 16 bits unless they are given to it as a
-linear layer, both ways are shown. SmolLM2, where it has rows, lies on a 4-bit grid (Q4_1) already.
+linear layer, both ways are shown. SmolLM2 lies on a 4-bit grid (Q4_1) already, which favours the 4-bit grids of its
+kind.
 
 ![KL and rise of BPB over complete file bytes](comparison.png)"""
 REPRODUCE = """\

@@ -70,7 +70,7 @@ def of_results(path: Path) -> str:
 def verbs(model: list[str]) -> dict[str, tuple[list[str], str, Digest]]:
     """By verb: what is typed before --out, the name of the output, and its digest."""
     compress = ["--bpw", "4", "--tokens", "8192", "--no-guard", "--tune-steps", "0"]
-    sweep = ["--max-bytes", "400kB,500kB,600kB", "--solver", "gptq", "--tokens", "4096", "--eval-tokens", "2048"]
+    sweep = ["--max-bytes", "400kB,500kB,600kB", "--solver", "rtn", "--tokens", "4096", "--eval-tokens", "1024"]
     return {
         "compress": (["compress", *model, *compress], "out.qg", of_file),
         "calibrate": (["calibrate", *model, "--tokens", "8192"], "statistics", of_folder),
@@ -125,14 +125,14 @@ def tried(
         finish(start(arguments, place / name))
         takes = time.monotonic() - since
     right = digest(place / name)
-    done = landed = failures = partial = 0
-    while done < kills:
+    runs = landed = failures = partial = 0
+    while landed < kills:
         shutil.rmtree(place)
         place.mkdir()
         replaces = verb == "compress" and draw.random() < 0.5
         if replaces:
             (place / name).write_bytes(OLD)
-        for _ in range(min(chain, kills - done)):
+        for _ in range(min(chain, kills - landed)):
             process = start(arguments, place / name, overwrite=replaces)
             try:
                 process.wait(draw.uniform(0, takes))
@@ -141,7 +141,7 @@ def tried(
                 process.wait()
                 landed += 1
             process.communicate()
-            done += 1
+            runs += 1
             failures += not sound(verb, place / name, digest, right, replaces)
             partial += len(list(place.iterdir())) > (place / name).exists()
             if (place / name).exists() and verb != "sweep" and not replaces:
@@ -152,9 +152,9 @@ def tried(
         failures += (
             digest(place / name) != right or bool(left) or (verb != "sweep" and (place / f"{name}.work").exists())
         )
-        print(f"{verb}: {done} of {kills} kills, {failures} failures {sorted(left)}", flush=True)
+        print(f"{verb}: {landed} of {kills} kills, {failures} failures {sorted(left)}", flush=True)
     return Row(
-        "Interruption", f"kill -9 of {verb} at random moments, typed again", "python benchmarks/kill.py", done, landed,
+        "Interruption", f"kill -9 of {verb} at random moments, typed again", "python benchmarks/kill.py", runs, landed,
         failures, time.monotonic() - begun, {"undisturbed_s": round(takes, 1), "with_something_to_go_on_from": partial},
     )  # fmt: skip
 
