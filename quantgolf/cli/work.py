@@ -143,5 +143,5 @@ def working(out: Path, ranks: Ranks, resumes: bool = True) -> Iterator[Work]:
         if kept and isinstance(error, KeyboardInterrupt):
             raise StoppedError(error, f"{kept} are kept in {work.folder}. To go on: {typed()}") from error
         if kept and isinstance(error, QuantGolfError):
-            show.console(True).print(f"{kept} are kept in {work.folder} for the next try", soft_wrap=True)
+            error.args = (f"{error}; {kept} are kept in {work.folder} for the next try", *error.args[1:])
         raise
