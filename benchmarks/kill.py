@@ -78,8 +78,9 @@ def verbs(model: list[str]) -> dict[str, tuple[list[str], str, Digest]]:
     }
 
 
-def start(arguments: list[str], out: Path, overwrite: bool = False) -> subprocess.Popen[bytes]:
-    """The verb as it is typed, in a process group of its own."""
+def start(arguments: list[str], out: Path) -> subprocess.Popen[bytes]:
+    """The verb as it is typed, in a process group of its own; what is there is overwritten, but by a sweep."""
+    overwrite = out.exists() and arguments[0] != "sweep"
     command = [sys.executable, "-c", "from quantgolf.cli import main; main()", *arguments, "--out", str(out)]
     return subprocess.Popen(
         [*command, *(["--overwrite"] if overwrite else [])], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
@@ -132,8 +133,9 @@ def tried(
         replaces = verb == "compress" and draw.random() < 0.5
         if replaces:
             (place / name).write_bytes(OLD)
-        for _ in range(min(chain, kills - landed)):
-            process = start(arguments, place / name, overwrite=replaces)
+        for at in range(min(chain, kills - landed)):
+            since = time.monotonic()
+            process = start(arguments, place / name)
             try:
                 process.wait(draw.uniform(0, takes))
             except subprocess.TimeoutExpired:
@@ -144,10 +146,11 @@ def tried(
             runs += 1
             failures += not sound(verb, place / name, digest, right, replaces)
             partial += len(list(place.iterdir())) > (place / name).exists()
-            if (place / name).exists() and verb != "sweep" and not replaces:
-                break  # it was faster; typed again it would refuse to overwrite
-        if verb == "sweep" or replaces or not (place / name).exists():
-            finish(start(arguments, place / name, overwrite=replaces))
+            if process.returncode == 0:  # it was faster than its moment
+                takes = min(takes, time.monotonic() - since) if at == 0 else takes
+                break
+        if process.returncode:
+            finish(start(arguments, place / name))
         left = {each.name for each in place.iterdir()} - {name, f"{name}.work"}
         failures += (
             digest(place / name) != right or bool(left) or (verb != "sweep" and (place / f"{name}.work").exists())
