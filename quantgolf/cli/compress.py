@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from quantgolf.allocate import parse_bits
-from quantgolf.blob import refuse_unwritable
+from quantgolf.atomic import refuse_unwritable
 from quantgolf.cli import grids, inputs, judge, learn, planned, show, work, written
 from quantgolf.cli.inputs import Solver, TextOptions
 from quantgolf.cli.judge import Judging

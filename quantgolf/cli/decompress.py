@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from quantgolf.blob import read_blob, refuse_unwritable
+from quantgolf.atomic import refuse_unwritable
+from quantgolf.blob import read_blob
 from quantgolf.checkpoint import write_state
 from quantgolf.cli import inputs, show
 from quantgolf.encode import DTYPES

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from quantgolf.blob import read_blob, refuse_unwritable, write_blob
+from quantgolf.atomic import refuse_unwritable
+from quantgolf.blob import read_blob, write_blob
 from quantgolf.cli import inputs, show
 from quantgolf.decoder import ALL, export_decoder, features_of, verify
 from quantgolf.errors import QuantGolfError

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from quantgolf.blob import refuse_unwritable
+from quantgolf.atomic import refuse_unwritable
 from quantgolf.calibrate.store import Origin, read_calibration, text_digest
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.cli import inputs, learn, show, written

@@ -95,6 +95,8 @@ class Work:
         """Removes all of it; returns what is to be said of it."""
         if self.shelf is not None and self.shelf.found:
             self.notes.append(f"{self.shelf.found} solved matrices are those of a run before, from {self.folder}")
+        if self.shelf is not None and self.shelf.changed:
+            self.notes.append(f"{self.shelf.changed} matrices in {self.folder} had changed on the disk: solved again")
         if self.shelf is not None and self.shelf.full:
             self.notes.append(f"solved matrices were not kept for another run: {self.shelf.full}")
         self.drop()

@@ -27,7 +27,8 @@ DIGEST_BYTES, LENGTH_BYTES = 16, 4
 class Shelf:
     """A folder of finished matrices.
 
-    A folder that can no longer be written to is a fact and no error: `full` says why, and nothing more is kept.
+    A folder that can no longer be written to is a fact and no error: `full` says why, and nothing more is kept. `found`
+    counts what an earlier run had kept, `changed` what of it the disk has changed, which is solved again.
 
     Args:
         folder: made where it is missing; no other process may write to it.
@@ -38,7 +39,7 @@ class Shelf:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.full = folder, ""
-        self.found = 0
+        self.found = self.changed = 0
         self._of = ""
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -68,15 +69,18 @@ class Shelf:
         Args:
             what: name of the matrix and all options that decide it, told apart by their `repr`.
         """
-        path = self._path(what)
         try:
-            data = path.read_bytes()
+            data = self._path(what).read_bytes()
+        except OSError:
+            return None
+        try:
             if hashlib.blake2b(data[DIGEST_BYTES:], digest_size=DIGEST_BYTES).digest() != data[:DIGEST_BYTES]:
                 raise ValueError("changed")
             start = DIGEST_BYTES + LENGTH_BYTES
             end = start + int.from_bytes(data[DIGEST_BYTES:start], "little")
             facts, tensors = json.loads(data[start:end]), load(data[end:])
-        except (OSError, ValueError, SafetensorError):
+        except (ValueError, SafetensorError):
+            self.changed += 1
             return None
         self.found += 1
         return tensors, facts

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from quantgolf.blob import MAGIC, read_blob, refuse_unwritable, write_blob
+from quantgolf.atomic import refuse_unwritable
+from quantgolf.blob import MAGIC, read_blob, write_blob
 from quantgolf.errors import FormatError, QuantGolfError
 
 

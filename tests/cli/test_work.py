@@ -105,6 +105,7 @@ def test_what_the_disk_has_changed_is_solved_again(
     (tmp_path / "a.qg.work" / "statistics" / "statistics.json").write_text("{")
     found = ran(*typed, "--max-bytes", "18kB", "--out", "a.qg")
     assert not any("solved matrices" in note for note in found["notes"])
+    assert any("had changed on the disk: solved again" in note for note in found["notes"])
     assert any(note.startswith("calibrated again: ") for note in found["notes"])
     ran(*typed, "--max-bytes", "18kB", "--out", "b.qg", "--no-resume")
     assert (tmp_path / "a.qg").read_bytes() == (tmp_path / "b.qg").read_bytes()
