@@ -7,6 +7,7 @@ line whole or not at all.
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -56,15 +57,18 @@ def fill(beside: Path, data: bytes) -> None:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Adds a line to a file, made where it is missing, whole or not at all.
+    """Adds a line of JSON to a file, made where it is missing, whole or not at all.
+
+    Several processes may do so at once. Half a last line, which one that was killed leaves, is cut off before.
 
     Raises:
         QuantGolfError: it cannot be written, or the disk is full.
     """
     try:
-        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            end, data = os.fstat(file).st_size, f"{line}\n".encode()
+            fcntl.flock(file, fcntl.LOCK_EX)
+            end, data = _mended(file), f"{line}\n".encode()
             try:
                 if os.write(file, data) < len(data):
                     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -76,6 +80,15 @@ def append_line(path: Path, line: str) -> None:
             os.close(file)
     except OSError as error:
         raise unwritable(path, error) from error
+
+
+def is_json(line: str | bytes) -> bool:
+    """Whether a line is whole; an object that is cut anywhere is not."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
 
 
 def refuse_unwritable(path: str | Path, overwrite: bool = False) -> None:
@@ -145,6 +158,23 @@ def unwritable(path: Path, error: OSError) -> QuantGolfError:
 
 def _prefix(path: Path) -> str:
     return hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
+
+
+def _mended(file: int) -> int:
+    """Cuts half a last line off, or ends a whole one that lacks its line break; returns the file's size."""
+    size = at = os.fstat(file).st_size
+    tail = b""
+    while at > 0 and b"\n" not in tail:
+        start = max(0, at - (1 << 16))
+        tail, at = os.pread(file, at - start, start) + tail, start
+    last = tail.rpartition(b"\n")[2]
+    if not last:
+        return size
+    if not is_json(last):
+        os.ftruncate(file, size - len(last))
+        return size - len(last)
+    os.write(file, b"\n")
+    return size + 1
 
 
 def _flush(path: Path) -> None:

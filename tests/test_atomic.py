@@ -91,6 +91,14 @@ def test_a_line_is_added_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest
         append_line(tmp_path / "no" / "a", "x")
 
 
+@pytest.mark.parametrize(("rest", "kept"), [(b'{"a": 1}', b'{"a": 1}\n'), (b'{"a": "\xe6', b""), (b"[" * 200_000, b"")])
+def test_half_a_last_line_is_cut_off(tmp_path: Path, rest: bytes, kept: bytes) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"{}\n" + rest)
+    append_line(path, "{}")
+    assert path.read_bytes() == b"{}\n" + kept + b"{}\n"
+
+
 def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(tmp_path: Path) -> None:
     path = tmp_path / "a"
     dead, living, other = unfinished(path), unfinished(path), unfinished(tmp_path / "b")

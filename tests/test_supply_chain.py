@@ -77,6 +77,13 @@ def test_modules_do_nothing_that_is_not_allowed(path: Path) -> None:
     allowed = ALLOWED.get(str(path.relative_to(ROOT)), {})
     for what, node in uses(ast.parse(path.read_text(encoding="utf-8"))):
         assert what in allowed, f"line {getattr(node, 'lineno', 0)} uses {what}; see docs/dependencies.md"
+
+
+@pytest.mark.parametrize(
+    "path", [*MODULES, *sorted(ROOT.glob("benchmarks/**/*.py"))], ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_torch_loads_weights_only(path: Path) -> None:
+    for what, node in uses(ast.parse(path.read_text(encoding="utf-8"))):
         if what == "torch.load":
             assert isinstance(node, ast.Call)
             assert any(word.arg == "weights_only" and _is(word.value, True) for word in node.keywords)

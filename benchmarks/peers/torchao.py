@@ -54,9 +54,8 @@ def config_of(variant: Variant) -> Any:
 
 def load(files: Path, variant: Variant) -> dict[str, Tensor]:
     """Each weight's own `dequantize`; a packed one, which has none, is multiplied with the unit matrix."""
-    import_module(PROTOTYPE)
-    # Tensors of its own classes, as it tells people to save them; the peer reads what it wrote itself a moment ago.
-    stored = torch.load(files / "model.pt", weights_only=False)
+    import_module(PROTOTYPE)  # allows its tensors' classes, as the package does its own
+    stored = torch.load(files / "model.pt", weights_only=True)
     layers = {key.removesuffix(".weight").replace("/", "."): value for key, value in stored["layers"].items()}
     found: dict[str, Tensor] = {}
     for name, value in layers.items():

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantgolf.atomic import is_json
 from quantgolf.errors import QuantGolfError
 from quantgolf.sweep.point import FrontierPoint, Measured
 
@@ -21,7 +22,7 @@ class Line:
 
 
 def read_lines(path: Path) -> list[Line]:
-    """The lines of a results file that are not blank; a last one without its break that is no point is called `HALF`.
+    """The lines of a results file that are not blank; a last one that was cut off in the middle is called `HALF`.
 
     Raises:
         QuantGolfError: a file that cannot be read.
@@ -37,7 +38,7 @@ def read_lines(path: Path) -> list[Line]:
     lines = [Line(number, point_of(line)) for number, line in enumerate(whole, 1) if line.strip()]
     if rest.strip():
         found = point_of(rest)
-        lines.append(Line(len(whole) + 1, HALF if lines and isinstance(found, str) else found))
+        lines.append(Line(len(whole) + 1, HALF if lines and not is_json(rest) else found))
     return lines
 
 

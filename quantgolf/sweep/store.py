@@ -1,21 +1,20 @@
 """A results file: JSON lines that several processes append to, and that a killed one leaves readable.
 
-A line is written by one call under a lock and flushed to the disk, and a line that could not be written whole is taken
-back. What a killed process may still leave is half a last line: it is cut off before the next one is written.
+A line is there whole or not at all. What a killed process may still leave is half a last line: it is cut off before the
+next one is written.
 """
 
 import fcntl
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantgolf.atomic import append_line
 from quantgolf.errors import QuantGolfError
-from quantgolf.sweep.lines import HALF, point_of, read_lines
+from quantgolf.sweep.lines import HALF, read_lines
 from quantgolf.sweep.point import FrontierPoint
 
-AGAIN = "free some space and run the same command again: what is finished is kept"
+AGAIN = "the same command goes on from what is finished"
 
 
 @dataclass(frozen=True)
@@ -67,29 +66,10 @@ class ResultsFile:
         Raises:
             QuantGolfError: it could not be written, for example on a full disk.
         """
-        line = point.line().encode()
         try:
-            with self._locked() as file:
-                end = _mended(file)
-                try:
-                    written = os.write(file, line)
-                    if written < len(line):
-                        raise OSError(28, "No space left on device")
-                    os.fsync(file)
-                except OSError:
-                    os.ftruncate(file, end)
-                    raise
-        except OSError as error:
-            raise QuantGolfError(f"results {self.path}: {error.strerror}, expected room for a line; {AGAIN}") from error
-
-    @contextmanager
-    def _locked(self) -> Iterator[int]:
-        file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield file
-        finally:
-            os.close(file)
+            append_line(self.path, point.line().removesuffix("\n"))
+        except QuantGolfError as error:
+            raise QuantGolfError(f"{error}; {AGAIN}") from error
 
 
 class Claim:
@@ -108,7 +88,9 @@ class Claim:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         except OSError as error:
-            raise QuantGolfError(f"{folder}: {error.strerror}, expected a folder to write to; {AGAIN}") from error
+            raise QuantGolfError(
+                f"{folder}: {error.strerror}, expected a folder to write to, with room; {AGAIN}"
+            ) from error
 
     def take(self, wait: bool = False) -> bool:
         """Whether it is held now; with `wait` it is in the end."""
@@ -121,21 +103,3 @@ class Claim:
     def drop(self) -> None:
         """Lets go of it."""
         os.close(self._file)
-
-
-def _mended(file: int) -> int:
-    """Cuts half a last line off, or ends a whole one that lacks its line break; returns the file's size."""
-    size = os.fstat(file).st_size
-    tail, at = b"", size
-    while at > 0 and b"\n" not in tail:
-        start = max(0, at - (1 << 16))
-        tail, at = os.pread(file, at - start, start) + tail, start
-    last = tail.rpartition(b"\n")[2]
-    if not last:
-        return size
-    if isinstance(point_of(last.decode("utf-8", errors="replace")), str):
-        size -= len(last)
-        os.ftruncate(file, size)
-        return size
-    os.write(file, b"\n")
-    return size + 1

@@ -73,7 +73,7 @@ def test_a_full_disk_leaves_whole_lines(tmp_path: Path, monkeypatch: pytest.Monk
         return write(descriptor, data[:written])
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(QuantGolfError, match=r"No space left on device.*what is finished is kept"):
+    with pytest.raises(QuantGolfError, match=r"No space left on device.*what is finished"):
         file.append(point("b"))
     monkeypatch.undo()
     assert path.read_bytes() == before
