@@ -100,6 +100,8 @@ def read(cursor: Cursor, count: int, frequency: NDArray[np.int64]) -> Stream:
     if not 1 <= lanes <= count:
         raise FormatError(f"{cursor.what} has {lanes} lanes, expected 1 to {count}, its symbols; {DAMAGED}")
     states = np.frombuffer(cursor.take(4 * lanes), "<u4").astype(np.uint32)
+    if (states < LOWEST).any():
+        raise FormatError(f"{cursor.what} has a state of {states.min()}, expected at least {LOWEST}; {DAMAGED}")
     if cursor.left % 2:
         raise FormatError(f"{cursor.what} has {cursor.left} bytes of words, expected an even number; {DAMAGED}")
     return Stream(cursor.what, count, frequency, states, np.frombuffer(cursor.rest(), "<u2").astype(np.uint16))

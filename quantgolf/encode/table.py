@@ -109,7 +109,7 @@ def read_table(cursor: Cursor) -> NDArray[np.int64]:
     first, last = cursor.take(2)
     bits = cursor.bits()
     roots = np.zeros(SYMBOLS, dtype=np.int64)
-    root = 0
+    root = used = 0
     for symbol in range(first, last + 1):
         width = 0
         while not next(bits):
@@ -121,6 +121,10 @@ def read_table(cursor: Cursor) -> NDArray[np.int64]:
         if not 0 <= root <= LARGEST_ROOT:
             raise FormatError(f"a frequency table holds {root}, expected 0 to {LARGEST_ROOT}; {DAMAGED}")
         roots[symbol] = root
+        used += 2 * width + 1
+    fill = cursor.data[cursor.at - 1] >> used % 8 if used % 8 else 0
+    if not (roots[first] and roots[last]) or fill:
+        raise FormatError(f"{cursor.what} spells a table as no encoder does; {DAMAGED}")
     return roots
 
 

@@ -4,7 +4,7 @@ A golden file is never written anew. What is added to the format gets a file of 
 """
 
 import json
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -209,6 +209,60 @@ def large_model() -> CodedModel:
     return encode_model(entries, trellis)
 
 
+@cache
+def states_model(states: int) -> CodedModel:
+    """A trellis of so many states; F64 beside levels; a matrix without columns; fine steps of rows alone; codes
+    of widths that have no groups."""
+    trellis, n, k = Trellis(states, 5), 11, 6
+    targets = (np.arange(n * k).reshape(n, k) * 41 % 67 - 33) / 4
+    levels = torch.from_numpy(np.stack([trellis.quantize(column) for column in targets.T], axis=1).astype(np.int32))
+    steps = Exponents(
+        torch.arange(n).short() % 4 - 15, torch.arange(k).short() % 3 - 15, -30,
+        (torch.arange(n) * 23 % 100 - 50).to(torch.int8),
+    )  # fmt: skip
+    wide = torch.arange(13 * 6).reshape(13, 6).double() / 3
+    high = Exponents(torch.arange(3).short(), torch.empty(0).short(), 5), torch.empty((3, 0), dtype=torch.int32)
+    codes = {
+        bits: (torch.arange(4 * 9) * 7 % (2**bits - 1) - (2 ** (bits - 1) - 1)).to(torch.int8).reshape(4, 9)
+        for bits in (2, 3, 7)
+    }
+    return encode_model(
+        [
+            Entry("f64", wide, (Leveled(Block("f64", 1, 2, 13), steps, levels),)),
+            Entry("no.columns", torch.zeros(3, 0).half(), (Leveled(Block("no.columns", 1, 0, 3), *high),)),
+            *(
+                Entry(f"codes{bits}", torch.zeros(4, 9), (
+                    Quantized(Block(f"codes{bits}", 1, 0, 4), torch.linspace(1, 2, 4).half(), bits, encode_codes(each)),
+                ))
+                for bits, each in codes.items()
+            ),
+        ],
+        trellis,
+    )  # fmt: skip
+
+
+@cache
+def lanes_model() -> CodedModel:
+    """Four lanes of levels, of which two are empty; classes with even and odd states, one without odd ones; escapes in
+    both lanes."""
+    trellis, n = Trellis(8, 1 << 17), 70_000
+    i = np.arange(n)
+    steep = np.stack([(i * i % 1009 < 9) * (i % 13 - 6.0), (i * i % 509 < 40) * (i % 31 - 15.0)])
+    steep[:, 1000::30011] = 777
+    columns = [trellis.quantize(column) for column in steep]
+    levels = torch.from_numpy(np.stack(columns, axis=1).astype(np.int32))
+    long = Leveled(
+        Block("long", 1, 0, n), Exponents(torch.full((n,), -40).short(), torch.tensor([-30, -50]).short(), -70), levels
+    )
+    first = Leveled(
+        Block("first", 1, 0, 1), Exponents(torch.tensor([-40]).short(), torch.full((600,), 60).short(), 0),
+        (torch.arange(600) % 9 * 2 - 8).int()[None],
+    )  # fmt: skip
+    return encode_model(
+        [Entry("long", torch.zeros(n, 2), (long,)), Entry("first", torch.zeros(1, 600), (first,))], trellis
+    )
+
+
 MAKERS = {
     "codes": small_model,
     "levels": leveled_model,
@@ -217,6 +271,8 @@ MAKERS = {
     "kept": kept_model,
     "tuned": tuned_model,
     "large": large_model,
+    "lanes": lanes_model,
+    **{f"states{states}": partial(states_model, states) for states in (4, 16, 32, 64, 128)},
 }
 
 

@@ -21,8 +21,9 @@ from quantgolf.errors import FormatError, QuantGolfError
 from quantgolf.runtime import restore
 
 GOLDEN = Path(__file__).parent / "golden"
-NAMES = ["codes", "diagonals", "groups", "kept", "large", "levels", "tuned"]
-SMALL = [name for name in NAMES if name != "large"]
+STATES = [f"states{states}" for states in (128, 16, 32, 4, 64)]
+NAMES = ["codes", "diagonals", "groups", "kept", "lanes", "large", "levels", *STATES, "tuned"]
+SMALL = [name for name in NAMES if name not in ("lanes", "large")]
 DESCRIPTION = {"family": "golf", "config": {"dim": 8}}
 
 

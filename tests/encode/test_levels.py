@@ -244,7 +244,7 @@ def test_the_smallest_stream() -> None:
         (b"\x01\x00" + TABLE, "begin at spread 1, where no weight is"),
         (b"\x01" + varint(2**62), "where no weight is"),
         (b"\0\xff\xff\0" + START, "does not end"),
-        (b"\0" + STRANGE + b"\xff\0" + START, "spells a table"),
+        (b"\0" + STRANGE + b"\xff\0" + START, "symbol 255, which no level has"),
         (b"\0" + TABLE + b"\xff" + varint(2**62), "asks for 1 bytes"),
         (b"\0" + TABLE + b"\xff\x01\x05" + START, "does not end"),
         (b"\0" + TABLE + b"\xff\0" + START[:3], "asks for 4 bytes"),

@@ -95,3 +95,13 @@ def test_a_changed_word_does_not_pass() -> None:
         except FormatError:
             continue
     assert passed == 0
+
+
+@pytest.mark.parametrize("state", [0, rans.LOWEST - 1])
+def test_a_state_that_no_encoder_leaves_is_refused(state: int) -> None:
+    symbols = np.arange(50, dtype=np.uint8) % 3
+    frequency = table_of(symbols)
+    data = rans.encode(symbols, frequency)
+    changed = data[:1] + state.to_bytes(4, "little") + data[5:]
+    with pytest.raises(FormatError, match=f"has a state of {state}, expected at least 65536"):
+        rans.read(Cursor(changed, "test"), len(symbols), frequency)

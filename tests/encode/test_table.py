@@ -44,11 +44,29 @@ def test_tables_that_nothing_writes_are_refused(data: bytes) -> None:
 
 @given(st.binary(max_size=80))
 def test_no_table_gets_past_its_bounds(data: bytes) -> None:
+    cursor = Cursor(data, "test")
     try:
-        frequency = frequencies(read_table(Cursor(data, "test")))
+        roots = read_table(cursor)
+        frequency = frequencies(roots)
     except FormatError:
         return
     assert frequency.sum() == TOTAL and frequency.min() >= 0
+    assert write_table(roots) == data[: cursor.at]
+
+
+@pytest.mark.parametrize(
+    ("bits", "wrong"),
+    [("1 00111", True), ("00111 00101", True), ("00111 1 01", True), ("00111 1 00", False), ("00111 010", False)],
+)  # fmt: skip
+def test_a_table_has_one_spelling(bits: str, wrong: bool) -> None:
+    """Roots 0 at the first end, at the last, and a bit behind."""
+    ones = np.array([int(bit) for bit in bits.replace(" ", "")], dtype=np.uint8)
+    cursor = Cursor(bytes([9, 10]) + np.packbits(ones, bitorder="little").tobytes(), "test")
+    if wrong:
+        with pytest.raises(FormatError, match="spells a table as no encoder does"):
+            read_table(cursor)
+    else:
+        assert read_table(cursor)[9:11].min() > 0
 
 
 @given(st.integers(0, 2**63 - 1))
