@@ -1,9 +1,11 @@
 """The frozen dataclasses of quantized weights, codes and what makes weights of them; `quantgolf.types` has them too."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from quantgolf_kernels import dequantize
@@ -75,14 +77,30 @@ class Exponents:
         """The fp32 steps these stand for, the same bits on every machine; infinite where they overflow."""
         return Steps(_power(self.row, self.fine_row), _power(self.column, self.fine_column))
 
+    def largest(self) -> np.float32:
+        """The largest step of a weight, of a matrix that has any, without the others; infinite where it overflows."""
+        row, column = _parts(self.row, self.fine_row, FINE).max(), _parts(self.column, self.fine_column, FINE).max()
+        with np.errstate(over="ignore", under="ignore"):
+            product: np.float32 = _ldexp(row) * _ldexp(column)
+        return product
+
 
 def _power(exponents: Tensor, fine: Tensor | None, parts: int = FINE) -> Tensor:
-    # NumPy's ldexp rounds once; torch's multiplies by a power of two that may itself underflow.
-    e = parts * exponents.detach().cpu().numpy().astype(np.int32)
+    return torch.from_numpy(_ldexp(_parts(exponents, fine, parts)))
+
+
+def _parts(exponents: Tensor, fine: Tensor | None, parts: int) -> NDArray[np.int32]:
+    """Exponents in 128ths of an octave."""
+    found = parts * exponents.detach().cpu().numpy().astype(np.int32)
     if fine is not None:
-        e += fine.detach().cpu().numpy()
+        found += fine.detach().cpu().numpy()
+    return found
+
+
+def _ldexp(parts: Any) -> Any:
+    # NumPy's ldexp rounds once; torch's multiplies by a power of two that may itself underflow.
     with np.errstate(over="ignore", under="ignore"):
-        return torch.from_numpy(np.ldexp(MANTISSAS[e & 127], e >> 7))
+        return np.ldexp(MANTISSAS[parts & 127], parts >> 7)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def pack(coded: CodedModel, model: dict[str, Any] | None) -> bytes:
     Raises:
         QuantGolfError: tensors or a description that the format cannot hold.
     """
-    check_model(coded)
+    check_model(coded, MAX_DECODED_BYTES)
     header = write_header(coded, model)
     if len(header) > MAX_HEADER_BYTES:
         raise FormatError(f"the header takes {len(header)} bytes, expected at most {MAX_HEADER_BYTES}; shorten names")

@@ -19,9 +19,9 @@ MAX_DECODED_BYTES = 64 * 2**30
 CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
-def check_model(coded: CodedModel, max_decoded_bytes: int = MAX_DECODED_BYTES) -> None:
-    """Refuses descriptions that no encoder writes, and models above `max_decoded_bytes`: tensors in their own dtypes,
-    or fp32 if that is wider and they have quantized rows; scales of groups as fp32, and their zeros.
+def check_model(coded: CodedModel, max_decoded_bytes: int | None = None) -> None:
+    """Refuses descriptions that no encoder writes, and models above `max_decoded_bytes`, if given: tensors in their own
+    dtypes, or fp32 if that is wider and they have quantized rows; scales of groups as fp32, and their zeros.
 
     Raises:
         FormatError: the first fault found, by the tensor's name.
@@ -42,7 +42,7 @@ def check_model(coded: CodedModel, max_decoded_bytes: int = MAX_DECODED_BYTES) -
         _check_tensor(tensor)
         # Empty dimensions count as one: [2^60, 0] holds nothing, but no library can work with it.
         decoded += math.prod(max(1, size) for size in tensor.shape) * _item_bytes(tensor) + _group_bytes(tensor)
-        if decoded > max_decoded_bytes:
+        if max_decoded_bytes is not None and decoded > max_decoded_bytes:
             raise FormatError(
                 f"{tensor.name} of shape {list(tensor.shape)} brings the model to {decoded:,} decoded bytes, expected "
                 f"at most {max_decoded_bytes:,}; raise max_decoded_bytes if you trust the file"

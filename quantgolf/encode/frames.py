@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from quantgolf.encode.lanes import LARGEST_LEVEL
 
 LARGEST_SPREAD = 2**15
+AT_ONCE = 1 << 18  # sums of distinct rows and columns; files have at most 2^16 of a matrix
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,10 @@ def predicted_spreads(frames: Sequence[Frame]) -> NDArray[np.int64]:
     present = np.zeros(most - least + 1, dtype=np.bool_)
     for frame in frames:
         columns = frame.spread - least - np.unique(frame.column).astype(np.int64)
-        for row in np.unique(frame.row).tolist():
-            present[columns - row] = True
+        rows = np.unique(frame.row).astype(np.int64)
+        at_once = max(1, AT_ONCE // len(columns))
+        for start in range(0, len(rows), at_once):
+            present[np.subtract.outer(columns, rows[start : start + at_once])] = True
     return np.flatnonzero(present) + least
 
 

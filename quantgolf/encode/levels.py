@@ -177,7 +177,10 @@ def _read(cursor: Cursor, frames: list[Frame], trellis: Trellis) -> _Coded:
     contexts = read_contexts(cursor, spreads, trellis.states > 1)
     lowest = contexts.lowest
     class_at = contexts.class_at(np.arange(lowest, spreads[-1] + 1))
-    excess = np.array([min(cursor.varint(), LARGEST_LEVEL) for _ in range(cursor.varint())], dtype=np.int64)
+    escapes, weights = cursor.varint(), sum(rows * columns for rows, columns in (frame.shape for frame in frames))
+    if escapes > weights:
+        raise FormatError(f"{cursor.what} has {escapes} escapes, expected at most {weights}, its weights; {DAMAGED}")
+    excess = np.fromiter((min(cursor.varint(), LARGEST_LEVEL) for _ in range(escapes)), dtype=np.int64, count=escapes)
     starts = lane_starts(np.array([frame.shape for frame in frames]), trellis.restart)
     states = np.frombuffer(cursor.take(4 * len(starts)), "<u4").astype(np.uint32)
     if cursor.left % 2:

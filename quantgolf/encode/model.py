@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from quantgolf.encode import gpu
-from quantgolf.encode.check import check_model
+from quantgolf.encode.check import MAX_DECODED_BYTES, check_model
 from quantgolf.encode.dtypes import DTYPES, dtype_name, from_bytes, stored_name, to_bytes
 from quantgolf.encode.groups import coded_groups, lowest_code
 from quantgolf.encode.leveled import Leveled, check_leveled, decode_leveled, encode_leveled
@@ -113,7 +113,7 @@ def encode_model(entries: Sequence[Entry], trellis: Trellis | None = None, codec
             raise QuantGolfError(f"{leveled[0][0]} has levels, expected the trellis they were quantized with; give it")
         exponents, levels = encode_leveled(leveled, trellis, codec)
         coded = replace(coded, exponents=exponents, levels=levels, states=trellis.states, restart=trellis.restart)
-    check_model(coded)
+    check_model(coded, MAX_DECODED_BYTES)
     return coded
 
 

@@ -226,7 +226,7 @@ FLAT = encode_exponents([("w", Exponents(torch.zeros(400).short(), torch.zeros(5
         (b"\0\xff\0" + bytes(23), "asks for 24 bytes where 23 are left"),
         (varint(2**62) + bytes(30), "4611686018427387905 classes, expected at most 64"),
         (varint(3) + varint(2**62) + bytes(30), "begin at spread"),
-        (b"\0\xff" + varint(2**62) + bytes(30), "asks for 1 bytes where 0 are left"),
+        (b"\0\xff" + varint(2**62) + bytes(30), "escapes, expected at most 200000, its weights"),
         (b"\0" + ONE + bytes(31), "does not end where its encoder began"),
     ],
 )  # fmt: skip
@@ -247,7 +247,8 @@ def test_streams_that_claim_too_much_are_refused_early(container: Container) -> 
         (b"\2" + ONE + varint(200_001) + bytes(9), "200001 lanes", 100_000),
         (b"\2" + ONE + varint(200_000) + bytes(9), "asks for 800000 bytes where 9 are left", 100_000),
         (b"\2\0\xff" + bytes(30), "a difference above 17 bits", 100_000),
-        (b"\2\5\4" + bytes(30), "gives no symbol a share", 100_000),
+        (b"\2\5\4" + bytes(30), "spells a table as no encoder does", 100_000),
+        (b"\2\5\5\6" + bytes(30), "gives no symbol a share", 100_000),
     ):
         header = one_tensor((400, 500), 13, bytes([4])) + varint(len(stream)) + varint(804) + bytes(1)
         steps = (varint(401) + bytes(401)) * 2

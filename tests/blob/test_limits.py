@@ -7,6 +7,7 @@ import pytest
 from quantgolf.blob import parse
 from quantgolf.encode.varint import varint
 from quantgolf.errors import FormatError
+from quantgolf.runtime import restore
 
 Container = Callable[..., bytes]
 
@@ -54,3 +55,11 @@ def test_sections_are_neither_too_long_nor_do_they_leave_anything(
 ) -> None:
     with pytest.raises(FormatError, match=r"asks for|bytes too many"):
         parse(container(header, streams))
+
+
+def test_the_limit_can_be_raised(container: Container) -> None:
+    """A tensor that counts as 256 GiB, and takes none."""
+    data = container(bytes([0, 1, 0, 0, 1]) + b"w" + b"\x02" + varint(2**36) + bytes([0, 13, 128 + 13, 0, 0]))
+    with pytest.raises(FormatError, match="raise max_decoded_bytes"):
+        parse(data)
+    assert restore(parse(data, 2**40)[1])["w"].shape == (2**36, 0)

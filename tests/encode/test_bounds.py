@@ -7,7 +7,7 @@ import torch
 from quantgolf.encode import Entry, Quantized, decode_model, decode_stream, encode_codes, encode_model
 from quantgolf.encode.exponents import check_exponents, check_levels, decode_exponents, encode_exponents
 from quantgolf.encode.groups import check_groups
-from quantgolf.encode.levels import Frame, decode_levels, decode_levels_on
+from quantgolf.encode.levels import Frame, Levels, decode_levels, decode_levels_on, encode_levels
 from quantgolf.encode.table import read_table, write_table
 from quantgolf.encode.varint import Cursor, varint
 from quantgolf.errors import FormatError
@@ -219,3 +219,14 @@ def test_groups_reach_both_ends_and_no_further(bits: int) -> None:
     for wrong in (1, 9):
         with pytest.raises(FormatError, match="expected 2 to 8"):
             check_groups("w", Groups(ones, None, 1), (1, 1), wrong)
+
+
+def test_there_are_as_many_escapes_as_weights_and_no_more() -> None:
+    """What is read of them before any weight takes memory."""
+    matrix = Levels(np.array([[10**6, -(10**6)]], dtype=np.int32), 0, np.zeros(1, np.int16), np.zeros(2, np.int16))
+    payload = encode_levels([matrix], Trellis(1))
+    assert decode_levels(payload, [matrix.frame], Trellis(1))[0].tolist() == [[10**6, -(10**6)]]
+    at = payload.index(b"\x02" + varint(10**6 - 127))
+    more = payload[:at] + b"\x03" + varint(5) + payload[at + 1 :]
+    with pytest.raises(FormatError, match="has 3 escapes, expected at most 2, its weights"):
+        decode_levels(more, [matrix.frame], Trellis(1))
