@@ -1,13 +1,11 @@
 """A file that has its name whole or not at all: written beside its place, made sure of on the disk, and renamed.
 
-All rooms that write files write them so. What is appended to line by line, results of a sweep or benchmark, takes a
-line whole or not at all.
+All rooms that write files write them so; what is appended to line by line is in `json_lines`.
 """
 
 import errno
 import fcntl
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -19,6 +17,7 @@ from quantgolf.errors import QuantGolfError
 
 SUFFIX = ".qgtmp"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+UNLOCKED = (errno.EBADF, errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # how file systems say that they have no locks
 
 
 @contextmanager
@@ -26,21 +25,24 @@ def written(path: Path, overwrite: bool = False) -> Iterator[Path]:
     """A new empty file in the folder of `path`, to be filled. When the block ends it is flushed to the disk and gets
     its name; when the block raises it is gone, and `path` is as it was.
 
+    A file that is replaced keeps its permissions; where the name is a link, what it leads to is replaced.
+
     Raises:
         QuantGolfError: the name is taken and `overwrite` is off, the folder cannot be written, or the disk is full.
     """
     refuse_taken(path, overwrite)
-    beside = unfinished(path)
+    place = path.resolve()
+    beside = unfinished(place)
     try:
         with beside.open("xb") as stream, held(beside):
-            mode = os.fstat(stream.fileno()).st_mode & 0o777
-            sweep(path)
+            mode = os.stat(place if place.exists() else stream.fileno()).st_mode & 0o777
+            sweep(place)
             yield beside
-            _flush(beside)
+            flush(beside)
             os.chmod(beside, mode)  # what fills it may have made it anew for its owner alone, as safetensors does
-            os.replace(beside, path)
+            os.replace(beside, place) if overwrite else _named(beside, place)
         with suppress(OSError):  # not every file system knows it of folders
-            _flush(path.parent)
+            flush(place.parent)
     except OSError as error:
         raise unwritable(path, error) from error
     finally:
@@ -54,41 +56,6 @@ def fill(beside: Path, data: bytes) -> None:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())
-
-
-def append_line(path: Path, line: str) -> None:
-    """Adds a line of JSON to a file, made where it is missing, whole or not at all.
-
-    Several processes may do so at once. Half a last line, which one that was killed leaves, is cut off before.
-
-    Raises:
-        QuantGolfError: it cannot be written, or the disk is full.
-    """
-    try:
-        file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            end, data = _mended(file), f"{line}\n".encode()
-            try:
-                if os.write(file, data) < len(data):
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                os.fsync(file)
-            except OSError:
-                os.ftruncate(file, end)
-                raise
-        finally:
-            os.close(file)
-    except OSError as error:
-        raise unwritable(path, error) from error
-
-
-def is_json(line: str | bytes) -> bool:
-    """Whether a line is whole; an object that is cut anywhere is not."""
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def refuse_unwritable(path: str | Path, overwrite: bool = False) -> None:
@@ -117,10 +84,10 @@ def unfinished(path: Path) -> Path:
 @contextmanager
 def held(beside: Path) -> Iterator[None]:
     """While entered, `sweep` leaves a file or folder alone that `unfinished` named; the system lets go of it when the
-    process dies."""
-    handle = os.open(beside, os.O_RDONLY | os.O_CLOEXEC)
+    process dies. Where a file system has no locks nothing is swept."""
+    handle = _open(beside)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        lock(handle)
         yield
     finally:
         os.close(handle)
@@ -130,12 +97,26 @@ def sweep(path: Path) -> None:
     """Removes what processes that were killed left of `path`; what cannot be removed stays."""
     for left in path.parent.glob(f".{_prefix(path)}.*{SUFFIX}"):
         with suppress(OSError):
-            handle = os.open(left, os.O_RDONLY | os.O_CLOEXEC)
+            handle = _open(left)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
+                if lock(handle, wait=False):
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
             finally:
                 os.close(handle)
+
+
+def lock(handle: int, wait: bool = True) -> bool | None:
+    """Locks an open file until it is closed. None where its file system has no locks, False where another process has
+    it and `wait` is off."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in UNLOCKED:
+            raise
+        return None
+    return True
 
 
 def refuse_taken(path: Path, overwrite: bool) -> None:
@@ -146,6 +127,8 @@ def refuse_taken(path: Path, overwrite: bool) -> None:
     """
     if os.path.isdir(path):
         raise QuantGolfError(f"output {path}: is a folder, expected a file name; give one inside it")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise QuantGolfError(f"output {path}: is a device or a pipe, expected a file; give a file name")
     if os.path.lexists(path) and not overwrite:
         raise QuantGolfError(f"output {path}: exists already, expected a new name; choose another or pass --overwrite")
 
@@ -160,24 +143,22 @@ def _prefix(path: Path) -> str:
     return hashlib.blake2b(os.fsencode(path.name), digest_size=6).hexdigest()
 
 
-def _mended(file: int) -> int:
-    """Cuts half a last line off, or ends a whole one that lacks its line break; returns the file's size."""
-    size = at = os.fstat(file).st_size
-    tail = b""
-    while at > 0 and b"\n" not in tail:
-        start = max(0, at - (1 << 16))
-        tail, at = os.pread(file, at - start, start) + tail, start
-    last = tail.rpartition(b"\n")[2]
-    if not last:
-        return size
-    if not is_json(last):
-        os.ftruncate(file, size - len(last))
-        return size - len(last)
-    os.write(file, b"\n")
-    return size + 1
+def _open(path: Path) -> int:
+    """To be locked, for which network file systems want files that can be written; folders cannot be."""
+    return os.open(path, (os.O_RDONLY if path.is_dir() else os.O_RDWR) | os.O_CLOEXEC)
 
 
-def _flush(path: Path) -> None:
+def _named(beside: Path, place: Path) -> None:
+    """Gives a file its name, unless another process was faster."""
+    try:
+        os.link(beside, place)
+    except OSError:  # it is taken, or the file system has no links
+        refuse_taken(place, overwrite=False)
+        os.replace(beside, place)
+
+
+def flush(path: Path) -> None:
+    """Has a file or a folder's names on the disk when it returns."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,7 @@
 """A name holds a whole file or what was there before, whatever goes wrong on the way."""
 
 import errno
+import fcntl
 import os
 import stat
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from quantgolf import atomic
-from quantgolf.atomic import append_line, fill, held, refuse_unwritable, unfinished, written
+from quantgolf.atomic import fill, held, lock, refuse_unwritable, unfinished, written
 from quantgolf.errors import QuantGolfError
 
 
@@ -76,29 +77,6 @@ def test_names_that_cannot_be_written_are_found_out_before(tmp_path: Path) -> No
             refuse_unwritable(path, overwrite=True)
 
 
-def test_a_line_is_added_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a"
-    append_line(path, "one")
-    append_line(path, "two")
-    assert path.read_text() == "one\ntwo\n"
-    write = os.write
-    monkeypatch.setattr(atomic.os, "write", lambda file, data: write(file, data[:2]))
-    with pytest.raises(QuantGolfError, match="expected room for it"):
-        append_line(path, "three")
-    monkeypatch.undo()
-    assert path.read_text() == "one\ntwo\n"
-    with pytest.raises(QuantGolfError, match="expected a folder"):
-        append_line(tmp_path / "no" / "a", "x")
-
-
-@pytest.mark.parametrize(("rest", "kept"), [(b'{"a": 1}', b'{"a": 1}\n'), (b'{"a": "\xe6', b""), (b"[" * 200_000, b"")])
-def test_half_a_last_line_is_cut_off(tmp_path: Path, rest: bytes, kept: bytes) -> None:
-    path = tmp_path / "a"
-    path.write_bytes(b"{}\n" + rest)
-    append_line(path, "{}")
-    assert path.read_bytes() == b"{}\n" + kept + b"{}\n"
-
-
 def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(tmp_path: Path) -> None:
     path = tmp_path / "a"
     dead, living, other = unfinished(path), unfinished(path), unfinished(tmp_path / "b")
@@ -113,3 +91,82 @@ def test_what_a_killed_process_left_goes_and_what_a_living_one_has_stays(tmp_pat
     with written(path, overwrite=True) as beside:
         fill(beside, b"newer")
     assert rests(tmp_path) == sorted(["a", other.name])
+
+
+def test_of_two_that_may_not_overwrite_the_second_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    with pytest.raises(QuantGolfError, match="exists already"), written(path) as beside:
+        fill(beside, b"late")
+        path.write_bytes(b"first")
+    assert path.read_bytes() == b"first" and rests(tmp_path) == ["a"]
+    path.unlink()
+
+    def no_links(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links")
+
+    monkeypatch.setattr(atomic.os, "link", no_links)
+    with written(path) as beside:
+        fill(beside, b"one")
+    assert path.read_bytes() == b"one" and rests(tmp_path) == ["a"]
+    path.unlink()
+    with pytest.raises(QuantGolfError, match="exists already"), written(path) as beside:
+        path.write_bytes(b"first")
+    assert path.read_bytes() == b"first"
+
+
+def test_a_link_is_followed_and_permissions_stay(tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    real, link = tmp_path / "far" / "real", tmp_path / "link"
+    real.write_bytes(b"old")
+    real.chmod(0o600)
+    link.symlink_to(real)
+    with written(link, overwrite=True) as beside:
+        fill(beside, b"new")
+    assert link.is_symlink() and real.read_bytes() == b"new" and real.stat().st_mode & 0o777 == 0o600
+    real.unlink()  # and one that leads nowhere yet
+    with written(link, overwrite=True) as beside:
+        fill(beside, b"again")
+    assert real.read_bytes() == b"again" and rests(tmp_path / "far") == ["real"]
+
+
+def test_pipes_and_devices_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(QuantGolfError, match="is a device or a pipe"):
+            refuse_unwritable(path, overwrite=True)
+
+
+@pytest.mark.parametrize("number", atomic.UNLOCKED)
+def test_without_locks_files_are_written_and_nothing_is_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def unlocked(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(atomic.fcntl, "flock", unlocked)
+    path = tmp_path / "a"
+    left = unfinished(path)
+    left.write_bytes(b"of a run that may live")
+    with written(path) as beside:
+        fill(beside, b"x")
+    assert path.read_bytes() == b"x" and left.exists()
+
+
+def test_locks_are_of_files_that_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS gives exclusive ones of no others."""
+    flock, path = fcntl.flock, tmp_path / "a"
+
+    def strict(handle: int, how: int) -> None:
+        if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        flock(handle, how)
+
+    monkeypatch.setattr(atomic.fcntl, "flock", strict)
+    left = unfinished(path)
+    left.write_bytes(b"dead")
+    with written(path) as beside:
+        handle = os.open(beside, os.O_RDWR)
+        assert lock(handle, wait=False) is False
+        os.close(handle)
+        fill(beside, b"x")
+    assert rests(tmp_path) == ["a"]

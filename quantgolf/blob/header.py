@@ -6,6 +6,7 @@ makes 190 bytes of 900; the words alone save 100 of them.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any, NoReturn
 
@@ -25,6 +26,7 @@ QUANTIZED = frozenset((*WIDTHS, LEVELS, DIAGONALS)) | GROUPED
 STORAGES = QUANTIZED | {kind | TRANSPOSED for kind in QUANTIZED} | {KEPT | at for at in range(len(DTYPES))}
 LONGEST_NAME = 1 << 10  # bytes
 MOST_PARTS = 1 << 17  # names of a file, and blocks of it
+MOST_LEVELS = 64  # of the model description: readers and writers of JSON end at some depth, each at another
 
 # Part of format version 1, to the byte.
 WORDS = (
@@ -231,16 +233,18 @@ def _dtype(index: int) -> str:
 
 def _to_json(model: dict[str, Any]) -> bytes:
     try:
-        return json.dumps(model, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        text = json.dumps(model, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+        _parsed(text)  # what is written has to be read
     except (TypeError, ValueError, RecursionError) as error:
         raise QuantGolfError(
             f"the model description cannot be written as JSON ({error}), expected numbers, strings, lists and dicts"
         ) from error
+    return text
 
 
 def _from_json(text: bytes) -> dict[str, Any]:
     try:
-        model = json.loads(text.decode(), parse_constant=_refuse)
+        model = _parsed(text)
     except (ValueError, RecursionError) as error:
         raise FormatError(f"the model description is not JSON ({error}); {DAMAGED}") from error
     if not isinstance(model, dict):
@@ -248,5 +252,33 @@ def _from_json(text: bytes) -> dict[str, Any]:
     return model
 
 
+def _parsed(text: bytes) -> object:
+    """What JSON says, if all readers of it say the same.
+
+    Raises:
+        ValueError, RecursionError: it is none, too deep, or has numbers that are none or that fp64 has no room for.
+    """
+    found = json.loads(text.decode(), parse_constant=_refuse, parse_float=_held, parse_int=_whole_number)
+    inside = [found] if isinstance(found, dict | list) else []
+    for _ in range(MOST_LEVELS):
+        parts = (each.values() if isinstance(each, dict) else each for each in inside)
+        inside = [part for several in parts for part in several if isinstance(part, dict | list)]
+    if inside:
+        raise ValueError(f"it is more than {MOST_LEVELS} levels deep")
+    return found
+
+
 def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number JSON knows")
+
+
+def _held(number: str) -> float:
+    value = float(number)
+    if math.isinf(value):
+        raise ValueError(f"{number[:20]}{'…' * (len(number) > 20)} is beyond what fp64 holds")
+    return value
+
+
+def _whole_number(number: str) -> int:
+    _held(number)
+    return int(number)

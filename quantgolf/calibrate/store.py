@@ -2,32 +2,42 @@
 
 A folder holds `statistics.json` (what was calibrated, on what, and how) and safetensors files with the row weights,
 column matrices and output matrices, read one weight at a time. Column matrices that are equal, as those of q, k and
-v, lie there once. Files are mapped into memory: of an output matrix that nobody looks at nothing is read. This is the
-one place of the room that touches files, because the statistics are its own.
+v, lie there once. Files are mapped into memory: of an output matrix that nobody looks at nothing is kept. The index has
+a digest of each file and of itself, so that what a disk has changed is refused. This and `stored` are the one place of
+the room that touches files, because the statistics are its own.
 """
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quantgolf.atomic import held, sweep, unfinished
-from quantgolf.calibrate.place import Kind
+from quantgolf.atomic import fill, flush, held, sweep, unfinished
+from quantgolf.calibrate.stored import (
+    DIGESTS,
+    INDEX,
+    StoredStats,
+    digest_of,
+    refuse_changed_files,
+    refuse_changed_index,
+    sealed,
+    stored_use,
+)
 from quantgolf.errors import QuantGolfError
-from quantgolf.types import Block, Calibration, ParameterReport, WeightStats, WeightUse
+from quantgolf.types import Block, Calibration, ParameterReport, WeightStats
 
 VERSION = 2  # 1 had no output matrices
-INDEX = "statistics.json"
+ENTRIES = {"version", "origin", "tokens", "labels", "blocks", "parameters", "matrices", DIGESTS}  # the last not always
 
 
 @dataclass(frozen=True)
@@ -45,96 +55,30 @@ class Origin:
     settings: dict[str, Any]
 
 
-@dataclass(frozen=True)
-class StoredUse:
-    """A `WeightUse` on disk: `row`, `column` and `outputs` are (file, key)."""
-
-    kind: Kind
-    visits: int
-    row: tuple[str, str]
-    column: tuple[str, str]
-    outputs: tuple[str, str] | None
-
-
-class StoredStats(Mapping[str, WeightStats]):
-    """Statistics by matrix name, read from their folder at each access.
-
-    Args:
-        folder: with the safetensors files.
-        uses: of each matrix.
-        sizes: [N, K] of each matrix.
-        tokens: of text.
-    """
-
-    def __init__(
-        self, folder: Path, uses: dict[str, tuple[StoredUse, ...]], sizes: dict[str, tuple[int, int]], tokens: int
-    ) -> None:
-        self.folder, self.uses, self.sizes, self.tokens = folder, uses, sizes, tokens
-
-    def __getitem__(self, name: str) -> WeightStats:
-        rows, columns = self.sizes[name]
-        return WeightStats(
-            name,
-            tuple(
-                WeightUse(
-                    use.kind,
-                    self._read(*use.row, (rows,)),
-                    self._read(*use.column, (columns, columns)),
-                    use.visits,
-                    None if use.outputs is None else self._read(*use.outputs, (rows, rows)),
-                )
-                for use in self.uses[name]
-            ),
-            self.tokens,
-        )
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.uses)
-
-    def __len__(self) -> int:
-        return len(self.uses)
-
-    def _read(self, file: str, key: str, shape: tuple[int, ...]) -> Tensor:
-        try:
-            with safe_open(self.folder / file, "pt") as tensors:
-                tensor: Tensor = tensors.get_tensor(key)
-        except (OSError, SafetensorError) as error:
-            raise QuantGolfError(
-                f"statistics {self.folder}: {file} cannot be read ({error}), expected the files that "
-                "`quantgolf calibrate` wrote; calibrate again"
-            ) from error
-        if tensor.shape != shape:
-            raise QuantGolfError(
-                f"statistics {self.folder}: {key} of {file} is {list(tensor.shape)}, expected {list(shape)}; "
-                "calibrate again"
-            )
-        return tensor
-
-
 class Writer:
-    """Fills a folder of statistics, a group of matrices at a time, and gives it its name when it is complete.
+    """Fills a folder of statistics, a group of matrices at a time, and gives it its name when it is complete and on the
+    disk. Where the name is a link, the folder is where it leads to.
 
     Raises:
         QuantGolfError: the name is taken and `overwrite` is off, or its folder cannot be written.
     """
 
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
-        self.folder, self.overwrite = folder, overwrite
+        self.folder, self.overwrite = _place(folder), overwrite
         refuse_taken(folder, overwrite)
-        self.beside, self._holding = unfinished(folder), ExitStack()
+        self.beside, self._holding = unfinished(self.folder), ExitStack()
         try:
             self.beside.mkdir()
             self._holding.enter_context(held(self.beside))
-            sweep(folder)
+            sweep(self.folder)
         except OSError as error:
-            raise _unwritable(folder, error) from error
+            raise _unwritable(self.folder, error) from error
         self.entries: dict[str, Any] = {}
-        self.files = 0
+        self.digests: dict[str, str] = {}
 
     def add(self, stats: Mapping[str, WeightStats]) -> None:
         """Writes statistics into a file of their own."""
-        file, tensors = f"statistics-{self.files:05}.safetensors", {}
-        self.files += 1
+        file, tensors = f"statistics-{len(self.digests):05}.safetensors", {}
         known: list[tuple[str, Tensor]] = []
         for name, weight in stats.items():
             uses: list[dict[str, Any]] = []
@@ -156,6 +100,7 @@ class Writer:
             save_file(tensors, self.beside / file)
             # safetensors keeps a file to its owner; these are for whoever may enter the folder.
             (self.beside / file).chmod(self.beside.stat().st_mode & 0o666)
+            self.digests[file] = digest_of(self.beside / file, made_sure=True)
         except (OSError, SafetensorError) as error:
             raise _unwritable(self.folder, error) from error
 
@@ -171,18 +116,34 @@ class Writer:
             "matrices": {name: self.entries[name] for name in calibration.blocks if name in self.entries},
         }
         try:
-            (self.beside / INDEX).write_text(json.dumps(index), encoding="utf-8")
+            fill(self.beside / INDEX, json.dumps(sealed(index, self.digests)).encode())
+            _flush_folder(self.beside)
             if self.overwrite and self.folder.is_dir():
-                shutil.rmtree(self.folder)
-            os.rename(self.beside, self.folder)
+                self._replace()
+            else:
+                os.rename(self.beside, self.folder)
+            _flush_folder(self.folder.parent)
         except OSError as error:
             raise _unwritable(self.folder, error) from error
-        return read_calibration(self.folder)[0]
+        return read_calibration(self.folder, check=False)[0]
 
     def discard(self) -> None:
         """Removes what is not finished."""
         shutil.rmtree(self.beside, ignore_errors=True)
         self._holding.close()
+
+    def _replace(self) -> None:
+        """Renames the folder in the place of the old one, which is whole until then and removed afterwards; what a
+        killed process leaves of it `sweep` removes."""
+        old = unfinished(self.folder)
+        with held(self.folder):
+            os.rename(self.folder, old)
+            try:
+                os.rename(self.beside, self.folder)
+            except BaseException:
+                os.rename(old, self.folder)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def write_calibration(folder: Path, calibration: Calibration, origin: Origin, overwrite: bool = False) -> None:
@@ -199,15 +160,17 @@ def write_calibration(folder: Path, calibration: Calibration, origin: Origin, ov
         writer.discard()
 
 
-def read_calibration(folder: Path, model: str | None = None) -> tuple[Calibration, Origin]:
+def read_calibration(folder: Path, model: str | None = None, check: bool = True) -> tuple[Calibration, Origin]:
     """Statistics of a folder, their matrices read when they are asked for.
 
     Args:
         folder: that `write_calibration` wrote.
         model: fingerprint of the checkpoint they have to be of; None accepts any.
+        check: read all files once beforehand, to refuse those that have changed since they were written; those of
+            earlier versions, which kept no digests, are taken as they are. The index is looked at in any case.
 
     Raises:
-        QuantGolfError: no such folder, one of another kind or version, or statistics of another model.
+        QuantGolfError: no such folder, one of another kind or version, statistics of another model, or changed ones.
     """
     path = folder / INDEX
     try:
@@ -216,13 +179,17 @@ def read_calibration(folder: Path, model: str | None = None) -> tuple[Calibratio
             raise QuantGolfError(
                 f"statistics {folder}: version {index['version']}, expected {VERSION}; calibrate again"
             )
+        if unknown := index.keys() - ENTRIES:
+            raise ValueError(f"unknown {min(unknown)}")
+        if DIGESTS in index:
+            refuse_changed_index(folder, index)
         origin = Origin(**index["origin"])
         blocks = {name: Block(**block) for name, block in index["blocks"].items()}
         parameters = tuple(
             ParameterReport(**{**report, "shape": tuple(report["shape"]), "uses": tuple(report["uses"])})
             for report in index["parameters"]
         )
-        uses = {name: tuple(map(_stored_use, entry["uses"])) for name, entry in index["matrices"].items()}
+        uses = {name: tuple(map(stored_use, entry["uses"])) for name, entry in index["matrices"].items()}
         if uses.keys() != blocks.keys() or not all(uses.values()):
             raise ValueError("blocks that are not its matrices")
         stats = StoredStats(folder, uses, _sizes(blocks, parameters), index["tokens"])
@@ -242,15 +209,9 @@ def read_calibration(folder: Path, model: str | None = None) -> tuple[Calibratio
             f"statistics {folder}: are of the model {origin.model}, and the checkpoint is {model}, expected the same; "
             "calibrate this checkpoint"
         )
+    if check and DIGESTS in index:
+        refuse_changed_files(folder, index)
     return calibration, origin
-
-
-def _stored_use(use: dict[str, Any]) -> StoredUse:
-    (row, row_key), (column, column_key), outputs = use["row"], use["column"], use["outputs"]
-    if outputs is not None:
-        file, key = outputs
-        outputs = (file, key)
-    return StoredUse(use["kind"], use["visits"], (row, row_key), (column, column_key), outputs)
 
 
 def _sizes(blocks: dict[str, Block], parameters: tuple[ParameterReport, ...]) -> dict[str, tuple[int, int]]:
@@ -274,8 +235,11 @@ def refuse_taken(folder: Path, overwrite: bool) -> None:
     """Finds out before long work whether a folder's name is free.
 
     Raises:
-        QuantGolfError: it is taken, and `overwrite` is off or it holds something else than statistics.
+        QuantGolfError: it is taken, and `overwrite` is off or it holds something else than statistics; or it is a link
+            that leads nowhere but to itself.
     """
+    if _place(folder).is_symlink():
+        raise QuantGolfError(f"output {folder}: is a link that leads to itself, expected a folder; choose another name")
     if not folder.exists():
         return
     if not overwrite:
@@ -287,6 +251,16 @@ def refuse_taken(folder: Path, overwrite: bool) -> None:
             f"output {folder}: exists and holds no statistics, expected those of an earlier run to replace; choose "
             "another name"
         )
+
+
+def _place(folder: Path) -> Path:
+    """Where a link leads to; anything else itself."""
+    return Path(os.path.realpath(folder)) if folder.is_symlink() else folder
+
+
+def _flush_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every file system knows it of folders
+        flush(folder)
 
 
 def _unwritable(folder: Path, error: Exception) -> QuantGolfError:

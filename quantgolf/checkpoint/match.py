@@ -5,13 +5,15 @@ Names decide. What a training setup adds to them is taken off again where everyt
 and all problems come together.
 """
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from quantgolf.checkpoint.finite import DIRECT
+from quantgolf.checkpoint.finite import CHUNK, DIRECT
 from quantgolf.checkpoint.read import listed
 from quantgolf.errors import QuantGolfError
 
@@ -56,7 +58,7 @@ def match(module: nn.Module, stored: Mapping[str, Tensor]) -> Match:
     first = first_names(targets)
     renamed, notes = _resolved(list(stored), targets, first)
     tensors: dict[str, Tensor] = {}
-    aliases: dict[str, tuple[str, ...]] = {}
+    aliases: dict[str, list[str]] = {}
     given: dict[str, str] = {}
     surplus: dict[str, Tensor] = {}
     shapes: list[str] = []
@@ -74,19 +76,22 @@ def match(module: nn.Module, stored: Mapping[str, Tensor]) -> Match:
         elif not same(tensor, tensors[home]):
             differing.append(f"{name} differs from {given[home]}, which the model ties to it")
         if name != home:
-            aliases[home] = (*aliases.get(home, ()), name)
+            aliases.setdefault(home, []).append(name)
     problems = [f"missing {name}" for name in targets if first[name] == name and name not in tensors]
     computed = _computed_buffers(module, targets)
+    twins = _twins(surplus.values(), tensors)
+    left_out: list[str] = []
     for name, tensor in surplus.items():
-        twin = _twin(tensor, tensors)
+        twin = twins.get(_place(tensor))
         if twin is not None:
-            aliases[twin] = (*aliases.get(twin, ()), name)
-        elif any(_repeats(name, tensor, buffer_name, buffer) for buffer_name, buffer in computed.items()):
-            notes = (*notes, f"left out {name}: the model computes the same values itself")
+            aliases.setdefault(twin, []).append(name)
+        elif any(_repeats(tensor, buffer) for buffer in computed.get(_last(name), ())):
+            left_out.append(f"left out {name}: the model computes the same values itself")
         else:
             problems.append(f"surplus {name}")
     hint = _hint(stored, targets) if any(p.startswith(("missing", "surplus")) for p in problems) else ""
-    return Match(tensors, aliases, notes, (*problems, *shapes, *differing), hint)
+    tied = {home: tuple(names) for home, names in aliases.items()}
+    return Match(tensors, tied, (*notes, *left_out), (*problems, *shapes, *differing), hint)
 
 
 def state_of(module: nn.Module) -> dict[str, Tensor]:
@@ -161,21 +166,55 @@ def _bare(name: str) -> str:
     return ".".join(parts)
 
 
-def _twin(tensor: Tensor, tensors: Mapping[str, Tensor]) -> str | None:
-    """The name of a matrix with the same numbers; constant ones are alike without being tied."""
-    if tensor.ndim < 2 or tensor.numel() == 0 or tensor.dtype not in DIRECT or tensor.min() == tensor.max():
-        return None
-    alike = (name for name, other in tensors.items() if other.shape == tensor.shape and same(other[:1], tensor[:1]))
-    return next((name for name in alike if same(tensors[name], tensor)), None)
+def _twins(surplus: Iterable[Tensor], tensors: Mapping[str, Tensor]) -> dict[object, str]:
+    """By place: the names of matrices with the same numbers; constant ones are alike without being tied, unless they
+    are the same memory.
+
+    Each tensor is looked at once, however many there are: a file of few bytes may have very many, and one of them
+    under very many names.
+    """
+    matrices = {_place(each): each for each in surplus if each.ndim > 1 and each.numel() and each.dtype in DIRECT}
+    found: dict[object, str] = {}
+    for name, tensor in tensors.items():
+        if (place := _place(tensor)) in matrices:
+            found.setdefault(place, name)
+    others = {place: each for place, each in matrices.items() if place not in found and each.min() != each.max()}
+    kinds = {(each.dtype, each.shape) for each in others.values()}
+    digests: dict[bytes, str] = {}
+    for name, tensor in tensors.items():
+        if (tensor.dtype, tensor.shape) in kinds:
+            digests.setdefault(_digest(tensor), name)
+    for place, each in others.items():
+        name = digests.get(_digest(each), "")
+        if name and same(tensors[name], each):
+            found[place] = name
+    return found
 
 
-def _computed_buffers(module: nn.Module, targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: buffer for name, buffer in module.named_buffers() if name not in targets and not buffer.is_meta}
+def _digest(tensor: Tensor) -> bytes:
+    """Of the numbers of a tensor that numpy has bytes of, in which 0 and -0 are one."""
+    whole = hashlib.blake2b(f"{tensor.dtype} {list(tensor.shape)}".encode(), digest_size=16)
+    for chunk in torch.split(tensor.detach().reshape(-1), CHUNK):
+        whole.update((chunk + 0.0).cpu().view(torch.uint8).numpy().data)
+    return whole.digest()
 
 
-def _repeats(name: str, tensor: Tensor, buffer_name: str, buffer: Tensor) -> bool:
-    """Whether a stored tensor is a computed buffer of that name (its last part: layers may share one since)."""
-    if name.rpartition(".")[2] != buffer_name.rpartition(".")[2] or tensor.shape != buffer.shape:
+def _computed_buffers(module: nn.Module, targets: Mapping[str, Tensor]) -> dict[str, list[Tensor]]:
+    """Those that a checkpoint lacks, by the last part of their names: layers may share one since."""
+    found: dict[str, list[Tensor]] = {}
+    for name, buffer in module.named_buffers():
+        if name not in targets and not buffer.is_meta:
+            found.setdefault(_last(name), []).append(buffer)
+    return found
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _repeats(tensor: Tensor, buffer: Tensor) -> bool:
+    """Whether a stored tensor has the values of a computed buffer."""
+    if tensor.shape != buffer.shape:
         return False
     buffer = buffer.to(tensor.device)
     if tensor.is_floating_point() and buffer.is_floating_point():
@@ -192,18 +231,18 @@ def _hint(stored: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> str:
             sum(name.removeprefix(prefix) in targets for name in stored) >= wanted
         ):
             return f"All stored names begin with {prefix!r}, which the model's do not: rename them without it"
-    for prefix in _prefixes(targets):
-        if sum(prefix + name in targets for name in stored) >= wanted:
+    for prefix, names in _prefixes(targets).items():
+        if names >= wanted and sum(prefix + name in targets for name in stored) >= wanted:
             return f"The model's names begin with {prefix!r}, which the stored ones lack: rename them with it"
     return ""
 
 
-def _prefixes(names: Iterable[str]) -> list[str]:
-    """Runs of one to three leading parts of names, shortest first."""
-    found: dict[str, None] = {}
+def _prefixes(names: Iterable[str]) -> dict[str, int]:
+    """Runs of one to three leading parts of names, shortest first, and how many names begin so."""
+    found: Counter[str] = Counter()
     for depth in (1, 2, 3):
         for name in names:
             parts = name.split(".")
             if len(parts) > depth:
-                found[".".join(parts[:depth]) + "."] = None
-    return list(found)
+                found[".".join(parts[:depth]) + "."] += 1
+    return found

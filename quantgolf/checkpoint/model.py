@@ -13,7 +13,8 @@ from typing import Any
 from torch import nn
 
 from quantgolf.checkpoint import huggingface
-from quantgolf.checkpoint.read import reason
+from quantgolf.checkpoint.read import reason, shortened
+from quantgolf.checkpoint.sources import digest_of_imports, watched
 from quantgolf.errors import QuantGolfError
 from quantgolf.models.golf import Golf, GolfConfig
 
@@ -57,8 +58,9 @@ def describe_model(model: str | Path | nn.Module) -> dict[str, Any] | None:
 
 
 def code_of(model: str | Path | nn.Module) -> str:
-    """What computes with the weights, so that statistics of another computation are told apart: a script by its text, a
-    Hugging Face model by its config, a module by its class."""
+    """What computes with the weights, so that statistics of another computation are told apart: a script, which has
+    run, by its text and those of its own modules that it imports, a Hugging Face model by its config, a module by its
+    class."""
     if isinstance(model, nn.Module):
         return type(unwrap(model)).__qualname__
     place = huggingface.path_of(model)
@@ -68,7 +70,10 @@ def code_of(model: str | Path | nn.Module) -> str:
     file = Path(path) if place is None else place / "config.json" if place.is_dir() else None
     # A GGUF file holds its config beside the weights, whose fingerprint is taken anyway.
     digest = "gguf" if file is None else hashlib.blake2b(file.read_bytes(), digest_size=8).hexdigest()
-    return f"{factory} of {digest}" if place is None else digest
+    if place is not None:
+        return digest
+    imports = digest_of_imports(Path(path))
+    return f"{factory} of {digest}{imports and f' with {imports}'}"
 
 
 def unwrap(module: nn.Module) -> nn.Module:
@@ -87,13 +92,16 @@ def module_from_description(description: dict[str, Any]) -> nn.Module:
     family, config = description.get("family"), description.get("config")
     if family != "golf" or not isinstance(config, dict):
         raise QuantGolfError(
-            f"model family {family!r} is unknown, expected 'golf' with its config; "
+            f"model family {shortened(repr(family))} is unknown, expected 'golf' with its config; "
             "give the module with --model path/to/script.py:factory"
         )
     try:
         return Golf(GolfConfig(**config)).eval()
     except (TypeError, RuntimeError, OverflowError) as error:
-        raise QuantGolfError(f"golf config {config}: {error}; expected the fields of GolfConfig") from error
+        what = shortened(str(error).partition("\n")[0])  # torch goes on with where in its C++ that was
+        raise QuantGolfError(
+            f"golf config {shortened(repr(config))}: {what}; expected the fields of GolfConfig"
+        ) from error
 
 
 def _read_card(path: Path) -> dict[str, Any]:
@@ -105,7 +113,7 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise QuantGolfError(
             f"model {path}: {error.strerror}, expected a card.json, path/to/script.py:factory or hf:PATH"
         ) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise QuantGolfError(f"model {path}: not JSON ({error}), expected a card.json") from error
     if not isinstance(card, dict) or "family" not in card:
         raise QuantGolfError(
@@ -123,7 +131,7 @@ def _from_script(path: Path, factory: str) -> nn.Module:
     assert spec is not None and spec.loader is not None
     script = importlib.util.module_from_spec(spec)
     sys.modules[name] = script  # dataclasses and torch look a class's module up by name
-    with _beside(path):
+    with _beside(path), watched(path):
         try:
             spec.loader.exec_module(script)
         except (Exception, SystemExit) as error:  # whatever the user's own code raises; argparse exits

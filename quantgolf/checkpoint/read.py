@@ -99,13 +99,24 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _dense(path: Path, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    odd = [name for name, tensor in state.items() if tensor.layout != torch.strided or tensor.is_quantized]
+    odd = [f"{name} {fault}" for name, tensor in state.items() if (fault := _fault(tensor))]
     if odd:
-        raise QuantGolfError(
-            f"checkpoint {path}: {listed(odd)} are sparse or quantized, expected plain tensors; save them with "
-            ".to_dense() or .dequantize()"
-        )
-    return {name: tensor.detach() for name, tensor in state.items()}
+        raise QuantGolfError(f"checkpoint {path}: {listed(odd)}; expected plain tensors")
+    return {name: tensor.detach().resolve_conj().resolve_neg() for name, tensor in state.items()}
+
+
+def _fault(tensor: Tensor) -> str:
+    """Why a tensor is not plain, and what to do; empty where it is."""
+    if tensor.is_nested:
+        return "is nested: save its parts under names of their own (.unbind())"
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return "is sparse or quantized: save it with .to_dense() or .dequantize()"
+    if tensor.is_meta:
+        return "is on the meta device, without its numbers: save the model once they are loaded"
+    size, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if size > held:  # a file of few bytes may ask for any number of them
+        return f"of {size:,} bytes is expanded from {held:,}: save it with .contiguous()"
+    return ""
 
 
 def write_state(path: Path, tensors: Mapping[str, Tensor], overwrite: bool = False) -> None:
@@ -141,7 +152,11 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def reason(error: BaseException) -> str:
     """An exception's message on one line, at most 300 characters of it."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    return shortened(" ".join(str(error).split()) or type(error).__name__)
+
+
+def shortened(text: str) -> str:
+    """A text of somebody else's, at most 300 characters of it."""
     return text if len(text) <= 300 else f"{text[:300]}…"
 
 

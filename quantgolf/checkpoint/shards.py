@@ -1,11 +1,12 @@
 """Which files a checkpoint is made of: one, the shards of an index, or what lies in a folder."""
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from quantgolf.checkpoint.read import EXPECTED, SUFFIXES, Stored, listed, read_file, reason
+from quantgolf.checkpoint.read import EXPECTED, SUFFIXES, Stored, listed, read_file, reason, shortened
 from quantgolf.errors import QuantGolfError
 
 INDEX = ".index.json"
@@ -59,10 +60,10 @@ def _read_shards(index: Path) -> Stored:
     notes: dict[str, None] = {}
     for shard in dict.fromkeys(places.values()):
         if Path(shard).name != shard:
-            problems.append(f"shard {shard!r} does not lie beside its index")
+            problems.append(f"shard {shortened(shard)!r} does not lie beside its index")
             continue
-        if not (index.parent / shard).is_file():
-            problems.append(f"shard {shard} is missing")
+        if not os.path.isfile(index.parent / shard):  # unlike Path's, of a name that no file can have too
+            problems.append(f"shard {shortened(shard)} is missing")
             continue
         try:
             stored = read_file(index.parent / shard)

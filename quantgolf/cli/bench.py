@@ -16,18 +16,18 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from quantgolf.atomic import append_line
 from quantgolf.bench import decode, kernels, model, static
 from quantgolf.bench.cases import KINDS, OPS, ROWS, SHAPES, parse_shape, plan
 from quantgolf.bench.clock import EventTimer, GraphTimer
 from quantgolf.bench.machine import conditions, open_gpu
 from quantgolf.bench.peers import peers as installed_peers
 from quantgolf.bench.roofline import measured_ceilings
-from quantgolf.cli import bench_tables, inputs, show
+from quantgolf.cli import apart, bench_tables, inputs, show
 from quantgolf.cli.bench_bpb import bpb_verb
 from quantgolf.cli.inputs import Part, TextOptions
 from quantgolf.errors import QuantGolfError
 from quantgolf.evaluate import evaluate
+from quantgolf.json_lines import append_line, refuse_unlike
 from quantgolf.runtime import load
 
 Row = dict[str, Any]
@@ -58,6 +58,7 @@ def kernels_verb(
     json: inputs.JsonOption = False,
 ) -> None:
     """Check and time the kernels beside the bf16 dense product and the roofline."""
+    refuse_unlike(out)
     widths, rows = _numbers("--bits", bits), _numbers("--m", m)
     shapes = SHAPES if shape == "all" else tuple(parse_shape(part) for part in shape.split(","))
     cases = list(plan(widths, shapes, rows, kind.split(","), op.split(",")))
@@ -104,6 +105,7 @@ def decode_verb(
     json: inputs.JsonOption = False,
 ) -> None:
     """Time one-token decoding and evaluation of the 36M model, packed and as bf16."""
+    refuse_unlike(out)
     asked = tuple(what.split(","))
     if not set(asked) <= {"decode", "eval"}:
         raise QuantGolfError(f"--what is {what}, expected decode or eval, or both with a comma")
@@ -145,6 +147,8 @@ def eval_verb(
     json: inputs.JsonOption = False,
 ) -> None:
     """Time the evaluation of a file from its packed weights and from floating point ones."""
+    apart.refuse_same({"--out": out}, {**apart.inputs_of(None, model, text), "FILE": file})
+    refuse_unlike(out)
     target = inputs.open_device(device)
     corpus = text.open(inputs.DEMO if text.data is None else None, tokens, Part.validation)
     document: Row = {"name": "file eval", "file": str(file), "device": str(target), "repeats": repeats}

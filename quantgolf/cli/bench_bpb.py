@@ -12,13 +12,14 @@ from torch import Tensor
 from quantgolf.bench.bpb import Bench
 from quantgolf.bench.method import open_method
 from quantgolf.checkpoint import Checkpoint
-from quantgolf.cli import bench_tables, inputs, show
+from quantgolf.cli import apart, bench_tables, inputs, show
 from quantgolf.cli.inputs import Part, Solver, TextOptions
 from quantgolf.compress import batches_of, calibrate
 from quantgolf.compress.pipeline import TOKENS
 from quantgolf.data import Corpus
 from quantgolf.errors import QuantGolfError
 from quantgolf.evaluate.interval import RESAMPLES
+from quantgolf.json_lines import refuse_unlike
 from quantgolf.sizes import parse_size
 from quantgolf.sweep.measure import Yardstick
 from quantgolf.sweep.point import FrontierPoint
@@ -68,6 +69,9 @@ def bpb_verb(
     A file's bytes are read back in a fresh process that gets nothing else, the weights are checked, and everything is
     measured on the same tokens, with paired intervals on the differences. Ours are neither tuned nor guarded here.
     """
+    read = {**apart.inputs_of(checkpoint, model, text), "--method": [apart.script_of(each) for each in method]}
+    apart.refuse_same({"--out": out}, {**read, "--calibration": calibration})
+    refuse_unlike(out)
     limits: list[int | None] = [None] if not max_bytes else [parse_size(each) for each in max_bytes]
     solvers = [] if ours == "none" else [_solver(each) for each in ours.split(",")]
     methods = [open_method(each) for each in method]

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from quantgolf.calibrate.store import refuse_taken
-from quantgolf.cli import inputs, learn, show
+from quantgolf.cli import apart, inputs, learn, show
 from quantgolf.cli.capture import document_of, print_capture
 from quantgolf.cli.inputs import TextOptions
 from quantgolf.cli.learn import Learning
@@ -30,6 +30,9 @@ def calibrate_verb(
     """Keep what calibration learns of a model, for `compress --stats`."""
     learning = Learning(text, tokens, seed, device, offload, memory)
     learning.limit()
+    read = apart.inputs_of(checkpoint, model, text)
+    apart.refuse_same({"--out": out}, read)
+    apart.refuse_within("--out", out, read)
     refuse_taken(out, overwrite)
     source = inputs.open_source(checkpoint, model)
     learn.open_on(source, device)

@@ -8,7 +8,7 @@ import typer
 
 from quantgolf.allocate import parse_bits
 from quantgolf.atomic import refuse_unwritable
-from quantgolf.cli import grids, inputs, judge, learn, planned, show, work, written
+from quantgolf.cli import apart, grids, inputs, judge, learn, planned, show, work, written
 from quantgolf.cli.inputs import Solver, TextOptions
 from quantgolf.cli.judge import Judging
 from quantgolf.cli.learn import Learning
@@ -86,6 +86,10 @@ def compress_verb(
     json: inputs.JsonOption = False,
 ) -> None:
     """Compress a checkpoint into a file within a limit, or into the smallest that keeps a promise."""
+    read = {**apart.inputs_of(checkpoint, model, text), "--stats": stats, "--code": code, "--plan": plan}
+    apart.refuse_same({"--out": out}, read)
+    if out is not None and resume and not dry:
+        apart.refuse_work(out, read, "a shorter name" + " or --no-resume" * (plan is None))
     if plan is not None:
         counted = sum(size_of(path) for path in code or ())
         made = planned.Planned(plan, point, out, model, stats, tokens, seed, counted, overwrite, json)
@@ -173,8 +177,8 @@ def compress_verb(
                 shelf=desk.shelf,
             )  # fmt: skip
             if ranks.writes and out is not None:
-                verified = result.write(out, overwrite=overwrite)
-                more += desk.close()
+                verified = desk.write(result, overwrite)
+                more += tuple(desk.notes)
     if not ranks.writes:
         return
     if dry or out is None:

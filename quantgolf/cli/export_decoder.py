@@ -7,7 +7,7 @@ import typer
 
 from quantgolf.atomic import refuse_unwritable
 from quantgolf.blob import read_blob, write_blob
-from quantgolf.cli import inputs, show
+from quantgolf.cli import apart, inputs, show
 from quantgolf.decoder import ALL, export_decoder, features_of, verify
 from quantgolf.errors import QuantGolfError
 
@@ -32,6 +32,7 @@ def export_decoder_verb(
     """
     if readable and ascii_only:
         raise QuantGolfError("--readable and --ascii are given, expected one of them: what is readable is not packed")
+    apart.refuse_same({"--out": out}, {"--for": file})
     refuse_unwritable(out, overwrite)
     features = ALL if file is None else features_of(read_blob(file)[1])
     code = export_decoder(features, readable=readable, ascii_only=ascii_only)

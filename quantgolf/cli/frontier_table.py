@@ -1,6 +1,7 @@
 """What `sweep` prints: a row for each point, and which of them nothing beats."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,13 @@ def print_table(outcome: Outcome, out: Path) -> None:
     for note in outcome.notes:
         console.print(f"note: {note}", markup=False)
     counted = f"{len(outcome.done)} points, {outcome.made} of them made now"
-    again = f"; {len(outcome.failed)} failed, --retry does them again" if outcome.failed else ""
-    console.print(f"{out}: {counted}{again}", markup=False)
+    failed = f"; {len(outcome.failed)} failed, {again(outcome.failed)}" if outcome.failed else ""
+    console.print(f"{out}: {counted}{failed}", markup=False)
+
+
+def again(failed: Sequence[FrontierPoint]) -> str:
+    """What has to be typed for another try at points that failed; those that are not final are tried in any case."""
+    return ("--retry does" if any(point.final for point in failed) else "the same command does") + " them again"
 
 
 def said(point: FrontierPoint) -> str:

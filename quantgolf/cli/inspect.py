@@ -2,6 +2,7 @@
 calibration will see of a checkpoint, before anything expensive runs."""
 
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,13 +14,17 @@ from quantgolf.cli import inputs, learn, show, spent
 from quantgolf.cli.capture import document_of, print_capture
 from quantgolf.cli.inputs import TextOptions
 from quantgolf.cli.learn import Learning
+from quantgolf.cli.verify import MaxDecodedOption
 from quantgolf.compress import look
-from quantgolf.encode import block_bytes, matrix_shape, places
+from quantgolf.encode import MAX_DECODED_BYTES, block_bytes, matrix_shape, places
 from quantgolf.errors import QuantGolfError
 from quantgolf.ranks import Ranks
 from quantgolf.runtime import restore
+from quantgolf.sizes import parse_size
 from quantgolf.sweep.spending import kinds_of
 from quantgolf.types import Calibration, CodedModel
+
+MOST_ROWS = 1000  # printed where not all are asked for; rich takes a millisecond a row
 
 
 @inputs.reads_text
@@ -38,18 +43,23 @@ def inspect_verb(
     tokens: learn.TokensOption = 32_768,
     seed: inputs.SeedOption = 0,
     device: inputs.DeviceOption = "cpu",
+    every: Annotated[bool, typer.Option("--all", help=f"Print all rows, and not the first {MOST_ROWS:,}.")] = False,
+    max_decoded_bytes: MaxDecodedOption = None,
     json: inputs.JsonOption = False,
 ) -> None:
     """Show what a file spends its bytes on and what each tensor's error costs, or what calibration will see."""
     learning = Learning(text, tokens, seed, device, offload=False, memory=None)
     if capture:
-        if reference is not None or stats is not None:
-            raise QuantGolfError("--capture looks at a checkpoint, expected no --reference or --stats with it")
+        if every or any(each is not None for each in (reference, stats, max_decoded_bytes)):
+            raise QuantGolfError(
+                "--capture looks at a checkpoint, expected no --reference, --stats, --all or --max-decoded-bytes"
+            )
         show_capture(file, model, learning, json)
         return
-    header, coded = read_blob(file)
+    limit = MAX_DECODED_BYTES if max_decoded_bytes is None else parse_size(max_decoded_bytes)
+    header, coded = read_blob(file, limit)
     file_bytes = Path(file).stat().st_size
-    losses: dict[str, float] = {}
+    losses: dict[tuple[str, str], float] = {}
     if reference is not None:
         source = inputs.open_source(reference, model)
         if stats is not None:
@@ -75,7 +85,7 @@ def inspect_verb(
     if json:
         show.print_json(document)
     else:
-        print_table(document, weighted=reference is not None)
+        print_table(document, reference is not None, None if every else MOST_ROWS)
 
 
 def show_capture(checkpoint: str, model: str | None, learning: Learning, json: bool) -> None:
@@ -94,8 +104,8 @@ def show_capture(checkpoint: str, model: str | None, learning: Learning, json: b
         show.console(False).print(f"seen in one forward pass of {document['seen_tokens']:,} tokens; nothing was summed")
 
 
-def weighted_errors(coded: CodedModel, source: Checkpoint, calibration: Calibration) -> dict[str, float]:
-    """What the error of each matrix costs, in nats per token, by the matrix's name."""
+def weighted_errors(coded: CodedModel, source: Checkpoint, calibration: Calibration) -> dict[tuple[str, str], float]:
+    """What the error of each matrix costs, in nats per token, by its parameter's name and its own."""
     restored = restore(coded)
     losses = {}
     for name, block in calibration.blocks.items():
@@ -106,17 +116,23 @@ def weighted_errors(coded: CodedModel, source: Checkpoint, calibration: Calibrat
                 f"the file has {block.parameter} {None if found is None else list(found.shape)}, expected "
                 f"{list(original.shape)} as the reference has; give the checkpoint that was compressed"
             )
-        losses[name] = calibration.stats[name].loss(block.matrix(found).float() - block.matrix(original).float())
+        losses[block.parameter, name] = calibration.stats[name].loss(
+            block.matrix(found).float() - block.matrix(original).float()
+        )
     return losses
 
 
-def rows_of(coded: CodedModel, file_bytes: int, losses: Mapping[str, float]) -> dict[str, dict[str, Any]]:
-    """One row of the table for each tensor, or for each block of a tensor that is cut, by name."""
-    rows = {}
+def rows_of(coded: CodedModel, file_bytes: int, losses: Mapping[tuple[str, str], float]) -> dict[str, dict[str, Any]]:
+    """One row of the table for each tensor, or for each block of a tensor that is cut, by name; a block that is called
+    as another row is has a prime behind its name."""
+    rows: dict[str, dict[str, Any]] = {}
+    tensors = {tensor.name for tensor in coded.tensors if len(tensor.blocks) == 1}
     for tensor, found in zip(coded.tensors, block_bytes(coded), strict=True):
         for place, block, cost in zip(places(tensor), tensor.blocks, found, strict=True):
-            name = place.name(tensor.shape)
-            rows[name] = {
+            name = key = place.name(tensor.shape)
+            while key in rows or (key in tensors and len(found) > 1):
+                key += "'"
+            rows[key] = {
                 "parameter": tensor.name,
                 "shape": list(tensor.shape if len(found) == 1 else matrix_shape(tensor.shape, place)),
                 "transposed": block.transposed,
@@ -133,18 +149,18 @@ def rows_of(coded: CodedModel, file_bytes: int, losses: Mapping[str, float]) -> 
                 "zero_bytes": cost.zeros,
                 "small_bytes": cost.small,
                 "share": cost.total / file_bytes,
-                "loss": losses.get(name),
+                "loss": losses.get((tensor.name, name)),
             }  # fmt: skip
     return rows
 
 
-def print_table(document: dict[str, Any], weighted: bool) -> None:
+def print_table(document: dict[str, Any], weighted: bool, most: int | None) -> None:
     console = show.console(False)
     grouped = any(t["groups"] for t in document["tensors"].values())
     columns = ["tensor", "shape", "bits", *["groups"] * grouped, "codes", "steps", *["zeros"] * grouped, "kept"]
     columns += ["share", *["loss, nats/token"] * weighted]
     rows = []
-    for name, t in document["tensors"].items():
+    for name, t in islice(document["tensors"].items(), most):
         row = [
             name,
             "×".join(map(str, t["shape"])),
@@ -160,6 +176,8 @@ def print_table(document: dict[str, Any], weighted: bool) -> None:
             row.append("" if t["loss"] is None else f"{t['loss']:.2e}")
         rows.append(row)
     console.print(show.table(None, columns, rows))
+    if left := len(document["tensors"]) - len(rows):
+        console.print(f"and {left:,} more rows; --all prints them\n")
     console.print(spent.table(document["kinds"], document["side_share"]))
     console.print(
         f"{document['file']}: {document['bytes']:,} bytes, {document['overhead_bytes']:,.0f} of them header and "

@@ -83,13 +83,12 @@ class Planned:
                 result = make(shop, recipe)
             finally:
                 torch.set_num_threads(before)
-            verified = result.write(self.out, overwrite=self.overwrite)
-            notes = desk.close()
+            verified = desk.write(result, self.overwrite)
         wish = Wish(recipe.max_bytes, by_hand=recipe.bits is not None)
         document = written.summary(result, verified, self.out, wish, recipe.max_bytes) | {
             "calibration": {**origin.settings, "tokens": calibration.tokens, "labels": calibration.labels},
             "unknown_pieces": unknown,
-            "notes": [*source.notes, verdict(point, origin, digest_of(result.data)), *notes, *result.notes],
+            "notes": [*source.notes, verdict(point, origin, digest_of(result.data)), *desk.notes, *result.notes],
         }
         if self.json:
             show.print_json(document)
@@ -103,7 +102,7 @@ class Planned:
         """Statistics, what they are made of, and unknown pieces of the text."""
         if self.stats is not None:
             learn.stored(self.stats, source, call)  # refuses what they have decided
-            return *read_calibration(self.stats, source.fingerprint), None
+            return *read_calibration(self.stats, source.fingerprint, check=False), None
         asked: dict[str, Any] = {
             "tokens": self.tokens, "length": text.length, "context": text.context.value, "seed": self.seed
         }  # fmt: skip

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 from quantgolf.blob import write_blob
-from quantgolf.cli import inputs, show
+from quantgolf.cli import apart, inputs, show
 from quantgolf.errors import QuantGolfError
 from quantgolf.report import DARK, LIGHT, TITLES, page, panels_of, picture, read_results
 from quantgolf.report.results import Panel
 from quantgolf.report.style import Theme, format_of
 
 UNTOLD = "no measured point tells what it shows, expected points with their tensors, as `quantgolf sweep` writes them"
-PAGES = (".html", ".htm")
+PAGES, REPORT = (".html", ".htm"), "report.html"
 
 
 class Colours(StrEnum):
@@ -53,6 +53,9 @@ def plot_verb(
             f"output {out}: {out.suffix} is no picture and no page, expected .html, .png, .svg, .pdf or a folder; give "
             "another with --out"
         )
+    drawn_as = [f"{name}{end}" for name in TITLES for end in (".svg", ".png", "-dark.png")]
+    outputs = [out] if kind or is_page else [out / name for name in (*drawn_as, REPORT)]
+    apart.refuse_same({"--out": outputs}, {"RESULTS": results})
     found = read_results(results)
     panels = panels_of(found.points)
     files: list[Path] = []
@@ -76,8 +79,8 @@ def plot_verb(
             for file, data in pictures:
                 write_blob(out / file, data, overwrite=True)
                 files.append(out / file)
-        write_blob(out / "report.html", page(found, panels, [path.name for path in results]), overwrite=True)
-        files.append(out / "report.html")
+        write_blob(out / REPORT, page(found, panels, [path.name for path in results]), overwrite=True)
+        files.append(out / REPORT)
     document = {
         "files": [str(file) for file in files],
         "points": sum(len(panel.points) for panel in panels),

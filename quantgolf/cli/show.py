@@ -10,12 +10,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from quantgolf.cli.plain import plain
+
 UNBOUNDED = 200
 Report = Callable[[str, int, int], None]
 
 
 class _Console(Console):
-    """Leaves it to `stopping.told` what to do when nobody reads on."""
+    """Prints no character that a terminal would obey, and leaves it to `stopping.told` what to do when nobody reads
+    on."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(plain(each, breaks=True) if isinstance(each, str) else each for each in objects), **options)
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
@@ -23,7 +29,7 @@ class _Console(Console):
 
 def console(json_output: bool) -> Console:
     """Where notes and tables go: standard output, or standard error when that belongs to the JSON."""
-    # Names of tensors and of files are printed as they are, whatever they look like.
+    # Names of tensors and of files are printed as they are, whatever they look like as markup.
     found = _Console(stderr=json_output, highlight=False, markup=False, emoji=False)
     if not found.is_terminal:
         found.width = UNBOUNDED  # in a file or a pipe nothing has to be cut to fit
@@ -31,21 +37,26 @@ def console(json_output: bool) -> Console:
 
 
 def print_json(document: dict[str, Any]) -> None:
-    """One JSON object on standard output."""
+    """One JSON object on standard output, in ASCII, whatever its strings hold."""
     print(json.dumps(document, indent=1))
 
 
 @contextmanager
 def bars() -> Iterator[Report]:
     """Progress bars on standard error; the yielded function takes (stage, done, total)."""
-    columns = (TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description:<28}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
     progress = Progress(*columns, console=Console(stderr=True))
     stages: dict[str, Any] = {}
 
     def report(stage: str, done: int, total: int) -> None:
         progress.start()  # not before: bars without a stage would print an empty line
         if stage not in stages:
-            stages[stage] = progress.add_task(stage, total=total)
+            stages[stage] = progress.add_task(plain(stage), total=total)
         progress.update(stages[stage], completed=done, total=total)
 
     try:
@@ -56,14 +67,19 @@ def bars() -> Iterator[Report]:
 
 
 def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> Table:
-    """A table whose first columns, `words` of them, are text and whose others are numbers."""
+    """A table whose first columns, `words` of them, are text and whose others are numbers; cells are escaped."""
     grid = Table(
-        title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0)
+        title=None if title is None else plain(title),
+        title_justify="left",
+        header_style="bold",
+        box=SIMPLE_HEAD,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
     for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index < words else "right", overflow="fold")
+        grid.add_column(plain(column), justify="left" if index < words else "right", overflow="fold")
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*map(plain, row))
     return grid
 
 

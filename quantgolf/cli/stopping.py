@@ -7,16 +7,19 @@ import shlex
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
+from quantgolf.cli.plain import plain
 from quantgolf.errors import QuantGolfError
 
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP")
 CLOSED_PIPE = 128 + 13  # what a shell says of a program that SIGPIPE ended
+AGAIN, LONGEST_IMPORT = 0.05, 5.0  # seconds
 OUT_OF_MEMORY = ("can't allocate memory", "out of memory")  # torch's words on a CPU and on a GPU
 
 
@@ -54,15 +57,25 @@ class Heard:
     Attributes:
         last: the number of the last one; None where there was none.
         running: whether a verb runs, which has to clean up.
+        since: when the first came while a module was imported, in seconds of the process' clock.
     """
 
     last: int | None = None
     running: bool = False
+    since: float | None = None
 
     def signal(self, number: int, frame: FrameType | None) -> None:
-        """What Python calls."""
+        """What Python calls. While something is imported it waits: torch imports parts of itself from C++, where an
+        exception aborts the process."""
         self.last = number
         if self.running:
+            self.since = time.monotonic() if self.since is None else self.since
+            if _importing(frame) and time.monotonic() < self.since + LONGEST_IMPORT:
+                again = threading.Timer(AGAIN, os.kill, (os.getpid(), number))
+                again.daemon = True
+                again.start()
+                return
+            self.since = None
             raise Interrupt(number)
         error = StoppedError(Interrupt(number))
         with suppress(OSError):
@@ -156,10 +169,19 @@ def leave(error: QuantGolfError) -> NoReturn:
 
 def line_of(error: QuantGolfError) -> str:
     """What is said of an error."""
-    # What other people's code raised, and is quoted here, may run over several lines.
-    line = " ".join(str(error).split())
+    # What other people's code raised, and is quoted here, may run over several lines; so may names in files, which may
+    # hold anything else too.
+    line = plain(" ".join(str(error).split()))
     who = f"quantgolf, rank {os.environ.get('RANK')}" if "RANK" in os.environ else "quantgolf"
     return f"{who}: {line}"
+
+
+def _importing(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _ignore(numbers: tuple[int, ...]) -> None:

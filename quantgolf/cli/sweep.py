@@ -10,7 +10,7 @@ import typer
 
 from quantgolf.calibrate.store import read_calibration
 from quantgolf.checkpoint import Checkpoint, read_demo
-from quantgolf.cli import frontier_table, inputs, learn, show
+from quantgolf.cli import apart, frontier_table, inputs, learn, show
 from quantgolf.cli.compress import size_of
 from quantgolf.cli.inputs import OwnText, Part, TextOptions
 from quantgolf.cli.stopping import resumable
@@ -120,6 +120,13 @@ def sweep_verb(
         raise QuantGolfError("--out is missing, expected a results file, for example results.jsonl")
     if not out.parent.is_dir():
         raise QuantGolfError(f"--out {out}: no folder {out.parent}, expected one that exists; make it")
+    read = {
+        **apart.inputs_of(checkpoint, model, text), "--grid": grid, "--around": around, "--code": code,
+        "--stats": stats, "--eval-data": apart.data_of(eval_data), "--eval-byte-counts": eval_byte_counts,
+    }  # fmt: skip
+    apart.refuse_same({"--out": out, "--pick": pick}, read)
+    apart.refuse_same({"--pick": pick}, {"--out": out})
+    apart.refuse_work(out, {}, "a shorter name")
     wanted = searched(search, around, sensitivity_scan, by, high, seed, grid)
     designed = None if grid is None else GridFile(grid)
     effort = Effort(jobs or cores(), None if memory is None else parse_size(memory), shard_of(shard), retry)
@@ -194,7 +201,7 @@ def texts(
     context: Context = text.context.value
     learned = Learned(None, tokens, text.length, context, seed, stats)
     if stats is not None:
-        _, origin = read_calibration(stats, source.fingerprint)
+        _, origin = read_calibration(stats, source.fingerprint, check=False)
         tokens = int(origin.settings["tokens"])
     else:
         learned = replace(learned, text=text.open(name, tokens, Part.calibration, own))
@@ -223,7 +230,9 @@ def finish(outcome: Outcome, out: Path, pick: Path | None, within: int | None, o
             return
         line = f"none of {len(failed)} points could be made; the first: {failed[0].error}"
         nearest = [point.nearest for point in failed if point.nearest is not None]
-        raise BudgetError(line, min(nearest)) if len(nearest) == len(failed) else QuantGolfError(line)
+        if len(nearest) == len(failed):
+            raise BudgetError(line, min(nearest))
+        raise QuantGolfError(f"{line}; {frontier_table.again(failed)}")
     best = None if pick is None else best_of(outcome.done, within)
     if pick is not None and best is not None:
         write_point(pick, best, overwrite)

@@ -28,7 +28,8 @@ def verify_verb(
         typer.Option(
             "--decoder",
             help="Which stand-alone decoder has to restore the same bits: the word always for the one that "
-            "export-decoder writes, auto for files that it reads within a minute, none; or a file (IS EXECUTED).",
+            "export-decoder writes, auto for files that it reads within a minute, none; or a file (IS EXECUTED). Only "
+            "auto stops it, after three minutes with a file.",
         ),
     ] = AUTO,
     max_decoded_bytes: MaxDecodedOption = None,
@@ -99,7 +100,10 @@ def print_checks(found: Checked, digests: bool) -> None:
     for name, what in found.checks.items():
         lines.append(f"  {name:<8} {f'FAILED: {found.error}' if found.failed(name) else what}")
     if found.error is None and "decoder" not in found.checks:
-        lines.append(f"  decoder  not asked: it would take {show.duration(found.again)}; --decoder {ALWAYS} asks it")
+        why = f"not asked: it would take {show.duration(found.again)}; --decoder {ALWAYS} asks it"
+        if found.stopped is not None:
+            why = f"stopped: it took more than {show.duration(found.stopped)}; --decoder {ALWAYS} waits for it"
+        lines.append(f"  decoder  {why}")
     console.print("\n".join(lines), markup=False, soft_wrap=True)
     if digests and found.seen:
         rows = [

@@ -4,28 +4,33 @@ OUT.work holds statistics and solved matrices, both told apart by all that decid
 written, and stays when a run ends before that and there is something in it.
 """
 
+import json
+import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
 
-from quantgolf.atomic import SUFFIX
+from quantgolf.atomic import FULL, SUFFIX, fill, held, unfinished, written
 from quantgolf.calibrate.store import Origin, read_calibration, text_digest, write_calibration
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.cli import show
 from quantgolf.cli.learn import Learning
 from quantgolf.cli.stopping import StoppedError, typed
-from quantgolf.compress.shelf import Shelf
+from quantgolf.compress import Compressed
+from quantgolf.compress.readback import ReadBack
+from quantgolf.compress.shelf import Shelf, versions
 from quantgolf.data import Corpus
 from quantgolf.errors import QuantGolfError
 from quantgolf.ranks import Ranks
 from quantgolf.sweep.store import Claim
 from quantgolf.types import Calibration
 
-STATISTICS, SOLVED, CLAIM = "statistics", "solved", "run"
+STATISTICS, SOLVED, MADE_BY, CLAIM = "statistics", "solved", "made_by.json", "run"
 ResumeOption = Annotated[
     bool,
     typer.Option(
@@ -42,20 +47,27 @@ class Work:
         out: the file that is to be written.
         keeps: whether anything outlives the run; without, the folder is only where statistics go that do not fit into
             memory.
+        alone: whether one process does the work; several have one name for that folder.
 
     Raises:
         QuantGolfError: another run is at it, or the folder holds something else.
     """
 
-    def __init__(self, out: Path, keeps: bool) -> None:
-        self.folder = out.with_name(out.name + ".work" if keeps else f".{out.name}.work{SUFFIX}")
-        self.keeps, self.notes, self.statistics = keeps, list[str](), self.folder / STATISTICS
+    def __init__(self, out: Path, keeps: bool, alone: bool = True) -> None:
+        self.out, self.keeps, self.written, self.notes = out, keeps, False, list[str]()
         self.shelf: Shelf | None = None
+        self._holds, self._gone = ExitStack(), unfinished(out)
+        work = out.with_name(out.name + ".work")
+        self.folder = work if keeps else unfinished(out) if alone else out.with_name(f".{out.name}.work{SUFFIX}")
+        self.statistics = self.folder / STATISTICS
         if not keeps:
+            if alone and os.path.exists(work):  # False where its name is too long
+                self.notes.append(f"{work} of a run before stays as it is: remove it, or leave --no-resume out")
             return
         self._refuse_foreign()
-        self._claim = Claim(self.folder, CLAIM)
-        if not self._claim.take():
+        claim = Claim(self.folder, CLAIM)
+        self._holds.callback(claim.drop)
+        if not claim.take():
             raise QuantGolfError(f"{self.folder}: another run works on {out}, expected one at a time; wait for its end")
         for half in self.folder.glob(f".*{SUFFIX}"):  # of a run that was killed
             shutil.rmtree(half, ignore_errors=True)
@@ -64,49 +76,81 @@ class Work:
     def learn(
         self, learning: Learning, source: Checkpoint, corpus: Corpus, ranks: Ranks, report: show.Report
     ) -> Calibration:
-        """Statistics: those of the run before where they are of the same text and settings."""
+        """Statistics: those of the run before where they are of the same text, settings, versions and threads."""
         if not self.keeps:
             if not learning.offload:
                 return learning.learn(source, corpus, ranks, report)
             if ranks.writes:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 self.folder.mkdir(exist_ok=True)
+                self._holds.enter_context(held(self.folder))
             return learning.learn_to(self.statistics, source, corpus, ranks, report, overwrite=False)
         wanted = Origin(source.fingerprint, text_digest(learning.batches(corpus)), learning.settings())
+        # Sums are rounded otherwise by other versions, devices and numbers of threads, and other bytes may come of it.
+        made_by = [*versions(), learning.device, torch.get_num_threads()]
         if self.statistics.exists():
             try:
                 calibration, origin = read_calibration(self.statistics)
-                if origin == wanted:
+                if origin == wanted and self._made_by() == made_by:
                     self.notes.append(f"statistics are those of a run before, from {self.folder}")
                     return calibration
             except QuantGolfError as error:
                 self.notes.append(f"calibrated again: {error}")
             shutil.rmtree(self.statistics)
         if learning.offload:
+            self._note_made_by(made_by)
             return learning.learn_to(self.statistics, source, corpus, ranks, report, overwrite=True)
         calibration = learning.learn(source, corpus, ranks, report)
         try:
+            self._note_made_by(made_by)
             write_calibration(self.statistics, calibration, wanted)
         except QuantGolfError as error:
             self.notes.append(f"statistics were not kept for another run: {error}")
         return calibration
 
-    def close(self) -> tuple[str, ...]:
-        """Removes all of it; returns what is to be said of it."""
+    def write(self, result: Compressed, overwrite: bool) -> ReadBack:
+        """Writes the file, where the disk is full in the room of what was kept, and removes the folder.
+
+        Raises:
+            QuantGolfError: as `Compressed.write`.
+        """
+        try:
+            verified = result.write(self.out, overwrite)
+        except QuantGolfError as error:
+            full = isinstance(error.__cause__, OSError) and error.__cause__.errno in FULL
+            if not full or self.shelf is None or not self.shelf.clear(str(error)):
+                raise
+            verified = result.write(self.out, overwrite)
+        self.written = True
+        self.remove()
         if self.shelf is not None and self.shelf.found:
             self.notes.append(f"{self.shelf.found} solved matrices are those of a run before, from {self.folder}")
         if self.shelf is not None and self.shelf.changed:
             self.notes.append(f"{self.shelf.changed} matrices in {self.folder} had changed on the disk: solved again")
         if self.shelf is not None and self.shelf.full:
             self.notes.append(f"solved matrices were not kept for another run: {self.shelf.full}")
+        return verified
+
+    def remove(self) -> None:
+        """Removes all of it, first from where another run would look for it."""
+        with suppress(OSError):
+            os.rename(self.folder, self._gone)
         self.drop()
-        shutil.rmtree(self.folder, ignore_errors=True)
-        return tuple(self.notes)
+        shutil.rmtree(self._gone, ignore_errors=True)
 
     def drop(self) -> None:
         """Lets another run have it."""
-        if self.keeps:
-            self._claim.drop()
+        self._holds.close()
+
+    def _note_made_by(self, made_by: list[Any]) -> None:
+        with written(self.folder / MADE_BY, overwrite=True) as beside:
+            fill(beside, json.dumps(made_by).encode())
+
+    def _made_by(self) -> object:
+        try:
+            return json.loads((self.folder / MADE_BY).read_bytes())
+        except (OSError, ValueError):
+            return None
 
     def kept(self) -> str:
         """What there is for another run, in words; empty for nothing."""
@@ -118,7 +162,7 @@ class Work:
     def _refuse_foreign(self) -> None:
         if not self.folder.exists():
             return
-        ours = {STATISTICS, SOLVED, f"{CLAIM}.lock"}
+        ours = {STATISTICS, SOLVED, MADE_BY, f"{CLAIM}.lock"}
         other = [each.name for each in self.folder.iterdir() if each.name not in ours and each.suffix != SUFFIX]
         if other:
             raise QuantGolfError(
@@ -134,14 +178,14 @@ def working(out: Path, ranks: Ranks, resumes: bool = True) -> Iterator[Work]:
     Raises:
         StoppedError: the run was stopped; it says what is kept and what to type.
     """
-    work = Work(out, keeps=resumes and ranks.world == 1)
+    work = Work(out, keeps=resumes and ranks.world == 1, alone=ranks.world == 1)
     try:
         yield work
     except BaseException as error:
-        kept = work.kept()
-        work.drop()
+        kept = "" if work.written else work.kept()
         if not kept and ranks.writes:
-            shutil.rmtree(work.folder, ignore_errors=True)
+            work.remove()
+        work.drop()
         if kept and isinstance(error, KeyboardInterrupt):
             raise StoppedError(error, f"{kept} are kept in {work.folder}. To go on: {typed()}") from error
         if kept and isinstance(error, QuantGolfError):

@@ -23,6 +23,7 @@ from quantgolf.encode.place import rows_and_columns
 from quantgolf.errors import QuantGolfError
 from quantgolf.runtime import digest, restored
 from quantgolf.runtime.digest import digest_of
+from quantgolf.runtime.subnormal import subnormals
 from quantgolf.types import BlobHeader, Block, CodedTensor, Groups, Steps
 
 ROWS_AT_ONCE = 1 << 22  # weights
@@ -67,7 +68,8 @@ class ReadBack:
 def solved_digest(codes: Tensor, steps: Steps | Groups) -> str:
     """Digest of the weights that codes [N, K] and their steps stand for: codes · (r · k), or (codes - zero) · scale, in
     fp32 and in that order."""
-    return digest_of(_weights(codes, steps))
+    with subnormals():  # as `restored` has them
+        return digest_of(_weights(codes, steps))
 
 
 def expected_of(entries: Sequence[Entry], solved: Mapping[Block, str]) -> tuple[Expected, ...]:

@@ -7,6 +7,7 @@ weights, statistics, options or versions is not found. Like the store of statist
 import hashlib
 import json
 import platform
+import shutil
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -22,13 +23,15 @@ from quantgolf.errors import QuantGolfError
 from quantgolf.types import WeightStats
 
 DIGEST_BYTES, LENGTH_BYTES = 16, 4
+PACKAGES = ("quantgolf", "torch", "numpy", "numba", "scipy", "zstandard")
 
 
 class Shelf:
     """A folder of finished matrices.
 
-    A folder that can no longer be written to is a fact and no error: `full` says why, and nothing more is kept. `found`
-    counts what an earlier run had kept, `changed` what of it the disk has changed, which is solved again.
+    A folder that can no longer be written to is a fact and no error: `full` says why, what is there goes, because the
+    file will need the room, and nothing more is kept. `found` counts what an earlier run had kept, `changed` what of it
+    the disk has changed, which is solved again.
 
     Args:
         folder: made where it is missing; no other process may write to it.
@@ -55,7 +58,7 @@ class Shelf:
             checkpoint: its fingerprint.
             stats: of all its matrices.
         """
-        whole = hashlib.blake2b(json.dumps([checkpoint, *_versions()]).encode(), digest_size=DIGEST_BYTES)
+        whole = hashlib.blake2b(json.dumps([checkpoint, *versions()]).encode(), digest_size=DIGEST_BYTES)
         for each in stats:
             whole.update(json.dumps([each.name, each.tokens, [[use.kind, use.visits] for use in each.uses]]).encode())
             for use in each.uses:
@@ -99,16 +102,23 @@ class Shelf:
             with written(self._path(what), overwrite=True) as beside:
                 fill(beside, hashlib.blake2b(body, digest_size=DIGEST_BYTES).digest() + body)
         except QuantGolfError as error:
-            self.full = str(error)
+            self.clear(str(error))
+
+    def clear(self, why: str) -> bool:
+        """Gives up the room that matrices take, and keeps no more; returns whether there were any."""
+        self.full = self.full or why
+        had = any(self.folder.glob("*"))
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return had
 
     def _path(self, what: tuple[object, ...]) -> Path:
         name = hashlib.blake2b(repr((self._of, *what)).encode(), digest_size=DIGEST_BYTES).hexdigest()
         return self.folder / f"{name}.solved"
 
 
-def _versions() -> list[str]:
+def versions() -> list[str]:
     """Of all that computes; other versions may choose other codes."""
-    return [version(each) for each in ("quantgolf", "torch", "numpy", "numba", "scipy")] + [platform.machine()]
+    return [version(each) for each in PACKAGES] + [platform.machine()]
 
 
 def _bytes_of(tensor: Tensor) -> memoryview:

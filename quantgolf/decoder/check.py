@@ -7,18 +7,20 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from quantgolf.blob import read_blob
+from quantgolf.decoder.duration import seconds_of
 from quantgolf.decoder.verify import Seen, refuse_other, seen_by
-from quantgolf.encode import MAX_DECODED_BYTES, matrix_shape, places
+from quantgolf.encode import MAX_DECODED_BYTES, places
 from quantgolf.errors import FormatError, QuantGolfError
 from quantgolf.runtime import restored
 from quantgolf.types import CodedTensor
 
-# What the stand-alone decoder takes for a weight, in plain NumPy: of levels, which lie in many lanes, and of codes,
-# which lie in few (the demo's 2.6M weights: 5.4 s and 96 s on one of two busy cores).
-SECONDS_A_LEVEL, SECONDS_A_CODE = 2e-6, 37e-6
+# How often the seconds that it may take for a file, about, the stand-alone decoder is given before it is stopped: what
+# it takes is estimated for a core that does nothing else.
+PATIENCE = 3
 
 
 @dataclass
@@ -32,6 +34,7 @@ class Checked:
         bytes, version, model: of the file, and what it says of itself; None where that could not be read.
         seen: every tensor, by all its names.
         again: about how many seconds the stand-alone decoder takes for it.
+        stopped: after how many seconds it was stopped; None if it was not.
     """
 
     file: Path
@@ -42,6 +45,7 @@ class Checked:
     model: dict[str, Any] | None = None
     seen: dict[str, Seen] = field(default_factory=dict)
     again: float = 0.0
+    stopped: float | None = None
 
     @property
     def digest(self) -> str:
@@ -75,11 +79,11 @@ def check(file: Path, max_decoded_bytes: int = MAX_DECODED_BYTES) -> Checked:
         for entry, whole in restored(coded):
             found.seen.update(dict.fromkeys((entry.name, *entry.aliases), Seen.of(whole)))
             numbers += whole.numel()
-            found.again += _seconds_again(entry)
             matrices += sum(block.stored is None for block in entry.blocks)
-            if whole.is_floating_point() and not whole.float().isfinite().all():
+            if whole.is_floating_point() and not _finite(whole):
                 _refuse_infinite(entry, whole)
                 odd.append(entry.name)
+        found.again = seconds_of(coded)
         found.checks["streams"] = f"all decode to their ends: {matrices} quantized matrices, {numbers:,} numbers in all"
         found.checks["values"] = "all are finite" if not odd else (
             f"all quantized ones are finite; kept as the checkpoint had them, with infinities or NaN: {', '.join(odd)}"
@@ -96,12 +100,17 @@ def check_again(found: Sequence[Checked], decoder: bytes, which: str, most: floa
         found: from `check`.
         decoder: Python, which is executed in a process of its own.
         which: what people call it.
-        most: seconds that it may take for a file, about; what would take longer is left out, which a note says.
+        most: seconds that it may take for a file, about; what would take longer is left out, and what takes three
+            times as long all the same is stopped, which a note says.
     """
     sound = [each for each in found if each.error is None and each.again <= most]
-    said, seconds = seen_by(decoder, [each.file for each in sound]) if sound else ([], 0.0)
+    patience = PATIENCE * most if math.isfinite(most) else None
+    said, seconds = seen_by(decoder, [each.file for each in sound], patience) if sound else ([], 0.0)
     several = f" for {len(sound)} files" if len(sound) > 1 else ""
     for each, other in zip(sound, said, strict=True):
+        if other is None:
+            each.stopped = patience
+            continue
         each.checks["decoder"] = (
             f"{which} ({len(decoder):,} bytes) restores the same bits, in a process of {seconds:.1f} s{several}"
         )
@@ -111,10 +120,9 @@ def check_again(found: Sequence[Checked], decoder: bytes, which: str, most: floa
             each.error = _named(str(error), each.file)
 
 
-def _seconds_again(entry: CodedTensor) -> float:
-    sizes = [math.prod(matrix_shape(entry.shape, place)) for place in places(entry)]
-    each = [SECONDS_A_LEVEL if block.levels else SECONDS_A_CODE * (block.bits is not None) for block in entry.blocks]
-    return sum(size * seconds for size, seconds in zip(sizes, each, strict=True))
+def _finite(whole: Tensor) -> bool:
+    # Narrower dtypes than fp32 may know no isfinite, and fp32 does not hold all of fp64.
+    return bool((whole if whole.dtype == torch.float64 else whole.float()).isfinite().all())
 
 
 def _refuse_infinite(entry: CodedTensor, whole: Tensor) -> None:

@@ -184,7 +184,7 @@ def leveled(file: Iterator[int], header: Iterator[int], blocks: list[Any], /) ->
         block += [power(32 * row + fine) * power(32 * column + finer[:, None])]
     found: NDArray[Any] = np.concatenate(spreads)
     if count := len(found):
-        begin = found.min() // 2 * 2 - 1
+        begin = int(found.min() - 2 | 1)  # twice the least, less 1
         classes = [begin := begin + 2 + 2 * more for more in varints(file, varint(file))]
         tables = np.zeros((2 * len(classes) + 2, 16384, 3), "i")
         for context in range(0, len(tables), 1 + (states < 2)):

@@ -22,11 +22,12 @@ load = runpy.run_path(sys.argv[1])["load"]
 with open(sys.argv[2], "w") as out:
     for path in sys.argv[3:]:
         try:
-            found = {}
+            found, known = {}, {}
             for name, tensor in load(path, exact=True)[0].items():
-                data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
-                bits = hashlib.blake2b(data, digest_size=16).hexdigest()
-                found[name] = [str(tensor.dtype), list(tensor.shape), bits]
+                if id(tensor) not in known:
+                    data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy()
+                    known[id(tensor)] = tensor, hashlib.blake2b(data, digest_size=16).hexdigest()
+                found[name] = [str(tensor.dtype), list(tensor.shape), known[id(tensor)][1]]
         except Exception as error:
             found = f"{type(error).__name__}: {error}"
         print(json.dumps(found), file=out, flush=True)
@@ -57,6 +58,7 @@ def verify(decoder: bytes, path: str | Path) -> float:
     _, coded = read_blob(path)
     expected = seen_of(coded)
     (found,), seconds = seen_by(decoder, [path])
+    assert found is not None  # nothing stops it
     refuse_other(found, expected, path)
     return seconds
 
@@ -73,28 +75,63 @@ def seen_of(coded: CodedModel) -> dict[str, Seen]:
     return found
 
 
-def seen_by(decoder: bytes, paths: Sequence[str | Path]) -> tuple[list[dict[str, Seen] | str], float]:
-    """What a decoder makes of every tensor of each file, or what it raised; and the seconds its one process took, the
-    start of Python with torch included.
+def seen_by(
+    decoder: bytes, paths: Sequence[str | Path], patience: float | None = None
+) -> tuple[list[dict[str, Seen] | str | None], float]:
+    """What a decoder makes of every tensor of each file, what it raised, or None where it was stopped; and the seconds
+    that took, the start of Python with torch included.
 
     Args:
-        decoder: Python, which is executed.
+        decoder: Python, which is executed, in one process for all files, and another after each that it was stopped at.
         paths: of files, read one after the other.
+        patience: seconds after which it is stopped if it has come to the end of no file meanwhile; None: never.
     """
+    found: list[dict[str, Seen] | str | None] = []
+    begin = time.perf_counter()
+    while len(found) < len(paths):
+        found += _run(decoder, paths[len(found) :], patience)
+    return found, time.perf_counter() - begin
+
+
+def _run(decoder: bytes, paths: Sequence[str | Path], patience: float | None) -> list[dict[str, Seen] | str | None]:
+    """What one process makes of all files, or of those up to the one that it was stopped at."""
     with tempfile.TemporaryDirectory() as folder:
-        code, out = Path(folder) / "decoder.py", Path(folder) / "seen.jsonl"
+        code, out, err = (Path(folder) / name for name in ("decoder.py", "seen.jsonl", "stderr"))
         code.write_bytes(decoder)
-        begin = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, str(code), str(out), *(str(Path(path).resolve()) for path in paths)],
-            cwd=folder, capture_output=True, text=True, encoding="utf-8", errors="replace",
-        )  # fmt: skip
-        seconds = time.perf_counter() - begin
-        lines = out.read_text(encoding="utf-8").splitlines() if out.is_file() else []
-    last = (done.stderr.strip() or "no message").splitlines()[-1]
-    ended = f"its process ended with exit code {done.returncode} ({last})"
-    said = [json.loads(line) for line in lines] + [ended] * (len(paths) - len(lines))
-    return [each if isinstance(each, str) else _seen(each) for each in said], seconds
+        out.touch()
+        command = [sys.executable, "-c", RUN, str(code), str(out), *(str(Path(path).resolve()) for path in paths)]
+        with err.open("wb") as errors:
+            process = subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=errors)
+        try:
+            stopped = not _ends(process, out, patience)
+        finally:
+            process.kill()
+            process.wait()
+        said = [json.loads(line) for line in _lines(out)]
+        last = (err.read_text(encoding="utf-8", errors="replace").strip() or "no message").splitlines()[-1]
+    found: list[dict[str, Seen] | str | None] = [each if isinstance(each, str) else _seen(each) for each in said]
+    if len(found) == len(paths):
+        return found
+    ended = f"its process ended with exit code {process.returncode} ({last})"
+    return [*found, None] if stopped else found + [ended] * (len(paths) - len(found))
+
+
+def _ends(process: subprocess.Popen[bytes], out: Path, patience: float | None) -> bool:
+    """Waits for the end of a process, but no longer than `patience` seconds for another line."""
+    before = -1
+    while (now := len(_lines(out))) > before:
+        before = now
+        try:
+            process.wait(patience)
+            return True
+        except subprocess.TimeoutExpired:
+            continue
+    return False
+
+
+def _lines(out: Path) -> list[str]:
+    """Those that were written to their ends."""
+    return out.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
 
 
 def refuse_other(found: Mapping[str, Seen] | str, expected: Mapping[str, Seen], path: str | Path) -> None:

@@ -18,7 +18,7 @@ from quantgolf.checkpoint import Stored, read_stored
 from quantgolf.encode import DTYPES, MAX_DECODED_BYTES, tensor_bytes
 from quantgolf.encode.dtypes import dtype_name
 from quantgolf.errors import QuantGolfError
-from quantgolf.runtime.digest import rows_of
+from quantgolf.runtime.digest import matrix_of, rows_of
 from quantgolf.runtime.restore import restored
 from quantgolf.types import CodedTensor
 
@@ -237,7 +237,7 @@ def _row(name: str, a: Side, one: str, b: Side, other: str, exact: bool) -> Row:
 def _measured(found: Tensor, wanted: Tensor) -> tuple[bool, float, float, float]:
     """Whether values are equal (to the bit, of one dtype), the largest difference, ‖A - B‖² and ‖B‖²."""
     equal, largest, moved, size = True, 0.0, 0.0, 0.0
-    for one, other in zip(rows_of(_flat(found)), rows_of(_flat(wanted)), strict=True):
+    for one, other in zip(rows_of(matrix_of(found)), rows_of(matrix_of(wanted)), strict=True):
         same = torch.equal(_bits(one), _bits(other)) if one.dtype == other.dtype else bool((one == other).all())
         there = other.double()
         size += float(there.square().sum())
@@ -251,10 +251,6 @@ def _measured(found: Tensor, wanted: Tensor) -> tuple[bool, float, float, float]
         largest = max(largest, float(difference.max()))
         moved += float(difference.square().sum())
     return equal, largest, moved, size
-
-
-def _flat(tensor: Tensor) -> Tensor:
-    return tensor.reshape(1, -1) if tensor.dim() < 2 else tensor.reshape(len(tensor), -1)
 
 
 def _bits(tensor: Tensor) -> Tensor:

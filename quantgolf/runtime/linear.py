@@ -9,6 +9,7 @@ from quantgolf.errors import QuantGolfError
 from quantgolf.runtime.blocks import PackedMatrix
 from quantgolf.runtime.functions import FLOATS, autocast, check, look_up
 from quantgolf.runtime.parameter import PackedParameter
+from quantgolf.runtime.subnormal import subnormals
 from quantgolf_kernels import Packed, matmul
 
 DTYPES = "fp32, fp16 or bf16"
@@ -122,7 +123,8 @@ def materialize(module: nn.Module, dtype: torch.dtype | None = None) -> nn.Modul
         for attribute, child in list(owner._modules.items()):
             if isinstance(child, PackedParameter):
                 if child not in made:
-                    made[child] = nn.Parameter(child.dequantize().to(dtype or child.dtype).contiguous())
+                    with subnormals():
+                        made[child] = nn.Parameter(child.dequantize().to(dtype or child.dtype).contiguous())
                 del owner._modules[attribute]
                 if isinstance(owner, _Quant):
                     owner.__class__ = cast(Any, owner.__dict__.pop("was"))

@@ -13,6 +13,7 @@ from quantgolf.runtime.functions import FLOATS
 from quantgolf.runtime.parameter import PackedParameter
 from quantgolf.runtime.place import place
 from quantgolf.runtime.restore import restore
+from quantgolf.runtime.subnormal import subnormals
 from quantgolf.types import BlobHeader, CodedModel
 
 
@@ -56,12 +57,15 @@ def load(
     header, coded = read_blob(Path(path))
     source = f"file {path}"
     if not (target.type != "cuda" if materialize is None else materialize):
-        return place(_bare(header, model, source), coded, source, target, dtype, empty=model is None)
+        bare = _bare(header, model, source)
+        with subnormals():
+            return place(bare, coded, source, target, dtype, empty=model is None)
     module = module_of(header, coded, model, source)
-    for parameter in module.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
-    return module.to(target)
+    with subnormals():
+        for parameter in module.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.to(dtype)
+        return module.to(target)
 
 
 def module_of(
@@ -70,10 +74,11 @@ def module_of(
     """The module of the parts of a file, on the CPU and in fp32; `source` names it in messages."""
     tensors = restore(coded)
     module = _bare(header, model, source)
-    if model is None:
-        fill(module, tensors, source)
-        module = module.to_empty(device="cpu")
-    fill(module, tensors, source, share=True)
+    with subnormals():
+        if model is None:
+            fill(module, tensors, source)
+            module = module.to_empty(device="cpu")
+        fill(module, tensors, source, share=True)
     return module
 
 

@@ -59,11 +59,12 @@ def place(
     state = state_of(module)
     # What a packed tensor looks like to `match`, without its numbers: no two of them are the same tensor.
     shapes = {
-        id(weight): torch.full((), at, dtype=torch.float32).expand(weight.shape)
+        id(weight): torch.full((), at, dtype=torch.float32, device="cpu").expand(weight.shape)
         for at, weight in enumerate(dict.fromkeys(weights.values()))
     }
     looks = {name: shapes[id(weight)] for name, weight in weights.items()}
-    fits = match(module, kept | {name: look for name, look in looks.items() if not _twice(name, coded, state)})
+    twice = _twice(coded, state)
+    fits = match(module, kept | {name: look for name, look in looks.items() if name not in twice})
     fits.refuse_problems(source)
     of = {id(look): weights[name] for name, look in looks.items()}
     homes = _homes(module, state)
@@ -147,10 +148,10 @@ def _unpackable(weight: PackedParameter) -> dict[str, str]:
     }
 
 
-def _twice(name: str, coded: CodedModel, state: Mapping[str, Tensor]) -> bool:
-    """Whether a name is that of a tie which the module makes in code: it has the tensor under another one."""
-    tied = next((t for t in coded.tensors if name in (t.name, *t.aliases)), None)
-    return tied is not None and name not in state and any(other in state for other in (tied.name, *tied.aliases))
+def _twice(coded: CodedModel, state: Mapping[str, Tensor]) -> set[str]:
+    """Names of ties which the module makes in code: it has the tensor under another name."""
+    ties = [(entry.name, *entry.aliases) for entry in coded.tensors if entry.aliases]
+    return {name for names in ties if any(name in state for name in names) for name in names if name not in state}
 
 
 def _homes(module: nn.Module, state: Mapping[str, Tensor]) -> dict[str, list[Home]]:

@@ -1,5 +1,6 @@
 """A file's tensors in floating point, as the checkpoint had them."""
 
+import math
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quantgolf.encode import DTYPES, decode_model
+from quantgolf.runtime.subnormal import subnormals
 from quantgolf.types import Block, CodedModel, CodedTensor, QTensor
 
 
@@ -32,9 +34,12 @@ def restored(coded: CodedModel) -> Iterator[tuple[CodedTensor, Tensor]]:
     Raises:
         FormatError: as `restore`.
     """
-    decoded = decode_model(coded)
+    with subnormals():
+        decoded = decode_model(coded)
     for entry in coded.tensors:
-        yield entry, assemble(entry, islice(decoded, len(entry.blocks)))
+        with subnormals(math.prod(entry.shape)):  # not while others work with the tensor
+            whole = assemble(entry, islice(decoded, len(entry.blocks)))
+        yield entry, whole
 
 
 def assemble(entry: CodedTensor, decoded: Iterable[tuple[Block, QTensor | Tensor]]) -> Tensor:
@@ -43,7 +48,7 @@ def assemble(entry: CodedTensor, decoded: Iterable[tuple[Block, QTensor | Tensor
         ((_, part),) = decoded
         return _values(part).reshape(entry.shape)
     quantized = any(block.stored is None for block in entry.blocks)
-    whole = torch.empty(entry.shape, dtype=torch.float32 if quantized else DTYPES[entry.dtype])
+    whole = torch.empty(entry.shape, dtype=torch.float32 if quantized else DTYPES[entry.dtype], device="cpu")
     for place, part in decoded:
         place.matrix(whole).copy_(_values(part))
     return whole

@@ -8,6 +8,7 @@ from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress import batches_of, calibrate
 from quantgolf.compress.result import Progress
 from quantgolf.errors import QuantGolfError
+from quantgolf.json_lines import refuse_unlike
 from quantgolf.sweep.asked import Judge, Learned
 from quantgolf.sweep.measure import Yardstick
 from quantgolf.sweep.store import Claim, ResultsFile
@@ -46,24 +47,28 @@ def calibrated(
             write_calibration(place, made, wanted)
     finally:
         claim.drop()
-    calibration, origin = read_calibration(place, source.fingerprint)
-    if (origin.text, origin.settings) != (wanted.text, wanted.settings):
-        have = {**origin.settings, "text": origin.text}
-        asked = {**settings, "text": wanted.text}
+    try:
+        calibration, origin = read_calibration(place)
+    except QuantGolfError as error:
+        raise QuantGolfError(f"{error}; a sweep does so where it finds none: remove {place}") from error
+    if origin != wanted:
+        have = {**origin.settings, "model": origin.model, "text": origin.text}
+        asked = {**settings, "model": wanted.model, "text": wanted.text}
         differ = [f"{name} {have.get(name)} and not {want}" for name, want in asked.items() if have.get(name) != want]
         raise QuantGolfError(
-            f"statistics {place}: made with {', '.join(differ)}, expected those of this sweep; give the options of the "
-            "run before, another --out, or remove the folder"
+            f"statistics {place}: made with {', '.join(differ)}, expected those of this sweep; give the model and the "
+            f"options of the run before, another --out, or remove {folder}"
         )
     return calibration, place, {"text": origin.text, **origin.settings}
 
 
 def refuse_foreign(file: ResultsFile, source: Checkpoint, judge: Judge, model: str) -> tuple[str, ...]:
-    """Refuses a results file of another model or another text; returns what could not be read of it.
+    """Refuses a file of something else, and results of another model or another text; returns what could not be read.
 
     Raises:
         QuantGolfError: that.
     """
+    refuse_unlike(file.path)
     stored = file.read()
     text = Yardstick(
         source, judge.text, model=model, length=judge.length, stride=judge.stride, context=judge.context

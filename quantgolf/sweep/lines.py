@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantgolf.atomic import is_json
 from quantgolf.errors import QuantGolfError
+from quantgolf.json_lines import is_json
 from quantgolf.sweep.point import FrontierPoint, Measured
 
 MOST = 1e18  # of any number in a point

@@ -106,7 +106,8 @@ class FrontierPoint:
         options: what was varied, by option name as `compress` spells it, `{"solver": "gptq", "group_size": 64}`.
         text: what was measured on: at least `fingerprint` (of tokens and bytes), `tokens`, `bytes`, `documents`.
         status: "done", or "failed" for the reason in `error`; a failed point has none of what follows but the limit.
-        final: whether it would fail again; one whose process was killed may not.
+        final: whether it would fail again, for its limit or its options; one whose process was killed, whose memory was
+            short or whose statistics could not be read may not.
         nearest: the fewest bytes that could be met, where `limit` was below them.
         limit: bytes that file and code were to stay within; None without a limit.
         bytes: of the complete file as it lies on disk and of the code that counts with it; `xz_bytes` of the same

@@ -141,6 +141,20 @@ class Recipe:
         """Widths by hand, `raised` first."""
         return [rule for part in (self.raised, self.bits) if part is not None for rule in parse_bits(part)]
 
+    def refuse_misfit(self, names: Iterable[str]) -> None:
+        """Refuses options that no file can be made of, whatever the statistics and the limit.
+
+        Args:
+            names: of the model's matrices.
+
+        Raises:
+            QuantGolfError: values out of range, or widths that do not fit the names.
+        """
+        self.solve_options()
+        Trellis(self.states)
+        if self.bits is not None:
+            widths_of(self.rules(), names)
+
     def share(self) -> tuple[Any, ...]:
         """Recipes of equal shares have solved matrices in common."""
         alone = replace(self, max_bytes=1, bits=None, raised=None)

@@ -4,13 +4,13 @@ A line is there whole or not at all. What a killed process may still leave is ha
 next one is written.
 """
 
-import fcntl
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantgolf.atomic import append_line
+from quantgolf.atomic import lock
 from quantgolf.errors import QuantGolfError
+from quantgolf.json_lines import append_line
 from quantgolf.sweep.lines import HALF, read_lines
 from quantgolf.sweep.point import FrontierPoint
 
@@ -80,26 +80,44 @@ class Claim:
         name: of this one.
 
     Raises:
-        QuantGolfError: the folder cannot be written.
+        QuantGolfError: the folder cannot be written, or its file system has no locks.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(folder / f"{name}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        except OSError as error:
-            raise QuantGolfError(
-                f"{folder}: {error.strerror}, expected a folder to write to, with room; {AGAIN}"
-            ) from error
+        self.path, self._file = folder / f"{name}.lock", -1
+        self._open()
 
     def take(self, wait: bool = False) -> bool:
         """Whether it is held now; with `wait` it is in the end."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            return False
-        return True
+        while True:
+            taken = lock(self._file, wait)
+            if taken is None:
+                raise QuantGolfError(
+                    f"{self.path.parent}: its file system has no locks, expected some, by which processes tell who "
+                    "works on what; give an --out on another disk"
+                )
+            if not taken or self._is_there():
+                return taken
+            self.drop()  # whoever held it removed it
+            self._open()
 
     def drop(self) -> None:
-        """Lets go of it."""
-        os.close(self._file)
+        """Lets go of it; to do so again is nothing."""
+        if self._file >= 0:
+            file, self._file = self._file, -1
+            os.close(file)
+
+    def _open(self) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            raise QuantGolfError(
+                f"{self.path.parent}: {error.strerror}, expected a folder to write to, with room; {AGAIN}"
+            ) from error
+
+    def _is_there(self) -> bool:
+        try:
+            return os.path.samestat(os.fstat(self._file), os.stat(self.path))
+        except FileNotFoundError:
+            return False

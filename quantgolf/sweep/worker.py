@@ -86,7 +86,8 @@ class Maker:
                 f"the checkpoint is {source.fingerprint} and was {setup.fingerprint} when the sweep began, expected "
                 "that nobody changes it meanwhile; start the sweep again with a new --out"
             )
-        calibration, _ = read_calibration(setup.statistics, source.fingerprint)
+        # Whoever started this process has checked them against their digests.
+        calibration, _ = read_calibration(setup.statistics, source.fingerprint, check=False)
         self.setup, self.source = setup, source
         self.shop = Workshop(source, calibration, code_bytes=setup.code_bytes)
         self.yardstick = Yardstick(
@@ -111,14 +112,23 @@ class Maker:
                 documents=self.setup.documents,
             )  # fmt: skip
             return replace(point, seconds={**point.seconds, "measure": round(time.monotonic() - made, 3)})
-        except (QuantGolfError, RuntimeError, ArithmeticError, MemoryError, ValueError) as error:
+        except (QuantGolfError, RuntimeError, ArithmeticError, MemoryError, OSError, ValueError) as error:
             reason = str(error) if isinstance(error, QuantGolfError) else f"{type(error).__name__}: {error}"
             return self.yardstick.failed(
                 key=job.key, method=job.method, options=options, error=reason, limit=job.recipe.max_bytes,
                 nearest=error.nearest if isinstance(error, BudgetError) else None,
+                final=isinstance(error, BudgetError) or self._refuses(job.recipe),
             )  # fmt: skip
         finally:
             torch.set_num_threads(before)
+
+    def _refuses(self, recipe: Recipe) -> bool:
+        """Whether a recipe's options alone fail it; memory, the disk and the statistics on it may do better again."""
+        try:
+            recipe.refuse_misfit(self.shop.matrices)
+        except QuantGolfError:
+            return True
+        return False
 
 
 def peak_bytes() -> int:

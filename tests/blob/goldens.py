@@ -97,9 +97,7 @@ def diagonal_model() -> CodedModel:
     entries = [
         Entry("emb.weight", torch.zeros(20, 8).half(), (leveled("emb.weight", 1, 0, 20, 20, 8, diagonal=True),)),
         Entry("bank", torch.arange(384).reshape(4, 6, 16) / 8, bank),
-        Entry(
-            "c_fc.weight", torch.zeros(5, 9), (leveled("c_fc.weight", 1, 0, 5, 9, 5, transposed=True, diagonal=True),)
-        ),
+        Entry("c_fc.weight", torch.zeros(5, 9), (leveled("c_fc.weight", 1, 0, 5, 9, 5, True, True),)),
     ]
     return encode_model(entries, TRELLIS)
 
@@ -263,23 +261,28 @@ def lanes_model() -> CodedModel:
     )
 
 
+@cache
+def spreads_model() -> CodedModel:
+    """Two classes nearly as far apart as predicted spreads can lie, twice which does not fit 16 bits."""
+    entries, many = [], leveled("", 1, 0, 20, 20, 16).levels
+    few = 0 * many
+    few[-1] = torch.arange(16) % 3 * 2 - 2
+    for name, row, column, spread, levels in (("a", 500, 0, -4096, few), ("b", -4096, -4096, 4096, many)):
+        steps = Exponents(torch.full((20,), row).short(), torch.full((16,), column).short(), spread)
+        entries.append(Entry(name, torch.zeros(20, 16), (Leveled(Block(name, 1, 0, 20), steps, levels),)))
+    return encode_model(entries, TRELLIS)
+
+
 MAKERS = {
-    "codes": small_model,
-    "levels": leveled_model,
-    "diagonals": diagonal_model,
-    "groups": grouped_model,
-    "kept": kept_model,
-    "tuned": tuned_model,
-    "large": large_model,
-    "lanes": lanes_model,
+    "codes": small_model, "levels": leveled_model, "diagonals": diagonal_model, "groups": grouped_model,
+    "kept": kept_model, "tuned": tuned_model, "large": large_model, "lanes": lanes_model, "spreads": spreads_model,
     **{f"states{states}": partial(states_model, states) for states in (4, 16, 32, 64, 128)},
-}
+}  # fmt: skip
 
 
 def tensors_of(data: bytes) -> dict[str, list[object]]:
     """Of each tensor of a file by name: dtype, shape, and a digest of the little-endian bytes."""
-    tensors = restore(parse(data)[1])
-    return {name: [str(each.dtype), list(each.shape), digest(each)] for name, each in tensors.items()}
+    return {name: [str(it.dtype), list(it.shape), digest(it)] for name, it in restore(parse(data)[1]).items()}
 
 
 def digest(tensor: Tensor) -> str:

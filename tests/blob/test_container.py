@@ -22,7 +22,7 @@ from quantgolf.runtime import restore
 
 GOLDEN = Path(__file__).parent / "golden"
 STATES = [f"states{states}" for states in (128, 16, 32, 4, 64)]
-NAMES = ["codes", "diagonals", "groups", "kept", "lanes", "large", "levels", *STATES, "tuned"]
+NAMES = ["codes", "diagonals", "groups", "kept", "lanes", "large", "levels", "spreads", *STATES, "tuned"]
 SMALL = [name for name in NAMES if name not in ("lanes", "large")]
 DESCRIPTION = {"family": "golf", "config": {"dim": 8}}
 

@@ -1,15 +1,18 @@
 """Limits of what a header may say, from both sides: the last number that is taken, and the first that is not."""
 
+import json
 from collections.abc import Callable
 
 import pytest
 
-from quantgolf.blob import parse
+from quantgolf.blob import pack, parse
 from quantgolf.encode.varint import varint
-from quantgolf.errors import FormatError
+from quantgolf.errors import FormatError, QuantGolfError
 from quantgolf.runtime import restore
+from quantgolf.types import CodedModel
 
 Container = Callable[..., bytes]
+EMPTY = CodedModel((), b"", b"")
 
 
 def header(dtype: int, storage: bytes) -> bytes:
@@ -28,6 +31,46 @@ def test_the_last_dtype_is_the_last(container: Container) -> None:
 def test_descriptions_hold_no_numbers_that_json_does_not_know(text: bytes, container: Container) -> None:
     with pytest.raises(FormatError, match="is no number JSON knows"):
         parse(container(varint(len(text)) + text + bytes(3)))
+
+
+@pytest.mark.parametrize("number", ["1e999", "-1e999", "1.8e308", "2" + "0" * 308, "-" + "9" * 4000])
+def test_descriptions_hold_no_numbers_that_fp64_does_not(number: str, container: Container) -> None:
+    text = f'{{"a":[{number}]}}'.encode()
+    with pytest.raises(FormatError, match="is beyond what fp64 holds"):
+        parse(container(varint(len(text)) + text + bytes(3)))
+    if set(number) <= set("-0123456789"):
+        with pytest.raises(QuantGolfError, match="cannot be written as JSON"):
+            pack(EMPTY, {"a": 10 ** (len(number) - 1) * 2})
+
+
+def test_the_largest_numbers_are_read_as_they_were() -> None:
+    model = {"a": [1.7976931348623157e308, -5e-324, 10**308, -(2**64) - 1]}
+    assert parse(pack(EMPTY, model))[0].model == model
+
+
+@pytest.mark.parametrize("kind", ["list", "dict", "mixed", "wide"])
+def test_descriptions_are_so_many_levels_deep_at_most(kind: str, container: Container) -> None:
+    for levels in (1, 2, 63, 64, 65, 66, 200):
+        model: dict[str, object] = {} if levels == 1 else {"a": 1, "b": nested(kind, levels - 1), "c": 2}
+        text = json.dumps(model).encode()
+        data = container(varint(len(text)) + text + bytes(3))
+        if levels <= 64:
+            assert parse(data)[0].model == parse(pack(EMPTY, model))[0].model == model
+            continue
+        with pytest.raises(FormatError, match="more than 64 levels deep"):
+            parse(data)
+        with pytest.raises(QuantGolfError, match="more than 64 levels deep"):
+            pack(EMPTY, model)
+
+
+def nested(kind: str, levels: int) -> object:
+    found: object = {} if kind == "dict" else []
+    for level in range(levels - 1):
+        if kind == "wide":
+            found = [0, [], "x", found, [1]]
+        else:
+            found = {"a": found} if kind == "dict" or (kind == "mixed" and level % 2) else [found]
+    return found
 
 
 def test_a_trellis_restarts_after_so_many_rows_at_most(container: Container) -> None:

@@ -175,9 +175,16 @@ def test_folders_that_cannot_be_written_are_told_before_long_work(tmp_path: Path
 Damage = Callable[[Path], object]
 
 
+def index_of(folder: Path) -> dict[str, Any]:
+    """Without digests, as earlier versions wrote it, so that one may change it."""
+    index: dict[str, Any] = json.loads((folder / INDEX).read_text())
+    index.pop("digests", None)
+    return index
+
+
 def index_with(**changes: Any) -> Damage:
     def change(folder: Path) -> None:
-        index = json.loads((folder / INDEX).read_text())
+        index = index_of(folder)
         for key, value in changes.items():
             index = {k: v for k, v in index.items() if k != key} | ({} if value is None else {key: value})
         (folder / INDEX).write_text(json.dumps(index))
@@ -189,7 +196,7 @@ def inside(*path: Any, value: Any = None) -> Damage:
     """Changes one entry deep in the index; None takes it out."""
 
     def change(folder: Path) -> None:
-        index = json.loads((folder / INDEX).read_text())
+        index = index_of(folder)
         at = index
         for key in path[:-1]:
             at = at[key]
@@ -244,10 +251,12 @@ def cut(name: str, share: float) -> Damage:
         (inside("matrices", "up_bank.0", "uses", 0, "outputs", value=[TENSORS, "no"]), f"{TENSORS} cannot be read"),
         (inside("matrices", "up_bank.0", "uses", 0, "outputs", value=[TENSORS, "qo_bank.0/0/outputs"]),
          "is [16, 16], expected [32, 32]"),
+        (index_with(digest={}), "unknown digest"),
+        (index_with(digests=3), "is not what"),
+        (index_with(digests={}), "KeyError('statistics.json')"),
         (lambda folder: (folder / TENSORS).unlink(), f"{TENSORS} cannot be read"),
-        (cut(TENSORS, 0.9), f"{TENSORS} cannot be read"),
-        (cut(TENSORS, 0.001), f"{TENSORS} cannot be read"),
-        (cut(TENSORS, 0), f"{TENSORS} cannot be read"),
+        (lambda folder: [(folder / TENSORS).unlink(), (folder / TENSORS).mkdir()], f"{TENSORS} cannot be read"),
+        *((cut(TENSORS, share), f"{TENSORS} has changed since it was written") for share in (0.9, 0.001, 0)),
     ],
 )  # fmt: skip
 def test_damaged_folders_are_refused_in_one_line(folder: Path, damage: Damage, message: str) -> None:

@@ -1,7 +1,11 @@
 """Names decide which tensor belongs where; what wrappers add to them is seen through, everything else is said."""
 
+import time
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from quantgolf.checkpoint.match import match
@@ -106,8 +110,53 @@ def test_a_surplus_head_that_repeats_the_embedding_is_its_alias() -> None:
     assert "surplus head.weight" in problems(Net(), state() | {"head.weight": head["head.weight"] + 1e-6})
     constant = torch.ones(5, 4)
     assert "surplus head.weight" in problems(Net(), state() | {"emb.weight": constant, "head.weight": constant.clone()})
+    found = match(Net(), state() | {"emb.weight": constant, "head.weight": constant})
+    assert found.aliases == {"emb.weight": ("head.weight",)} and found.problems == ()
     bias = state()["layers.0.bias"].clone()
     assert "surplus gate" in problems(Net(), state() | {"gate": bias})
+
+
+VALUES = st.sampled_from([0.0, -0.0, 1.0, float("nan"), 1e-45])
+MATRICES = st.lists(VALUES, min_size=4, max_size=4).map(lambda values: torch.tensor(values).reshape(2, 2))
+
+
+@given(stored=st.lists(MATRICES, min_size=3, max_size=3), surplus=st.lists(MATRICES, max_size=4), half=st.booleans())
+def test_aliases_are_those_of_a_slow_search(stored: list[Tensor], surplus: list[Tensor], half: bool) -> None:
+    """Each surplus matrix compared with each stored one, number by number; names of one memory are tied at any rate."""
+    module = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(3))
+    have = {f"{i}.weight": tensor for i, tensor in enumerate(stored)}
+    more = {f"s{i}": tensor.half() if half else tensor for i, tensor in enumerate(surplus)} | {"view": stored[1]}
+    expected: dict[str, list[str]] = {}
+    for name, tensor in more.items():
+        flat = tensor.flatten().tolist()
+        one = [other for other, value in have.items() if value is tensor]
+        if len(set(flat)) > 1:
+            one += [
+                other
+                for other, value in have.items()
+                if value.dtype == tensor.dtype and value.flatten().tolist() == flat
+            ]
+        if one:
+            expected.setdefault(one[0], []).append(name)
+    found = match(module, have | more)
+    assert found.aliases == {name: tuple(names) for name, names in expected.items()}
+    assert len(found.problems) == len(more) - sum(map(len, expected.values()))
+
+
+def test_very_many_names_take_no_quadratic_time() -> None:
+    """Of one matrix, of matrices that are all alike in their first row, and of what has no place at all: each took
+    between 8 s and minutes where every one was compared with every other."""
+    begin = time.process_time()
+    whole = torch.randn(300, 300)
+    found = match(nn.Linear(300, 300, bias=False), {"weight": whole, **{f"a{i}": whole for i in range(40_000)}})
+    assert len(found.aliases["weight"]) == 40_000 and found.problems == ()
+    module = nn.ModuleList(nn.Linear(2, 2, bias=False) for _ in range(1000))
+    stored = {name: torch.tensor([[0, 1], [0, i]]).float() for i, name in enumerate(module.state_dict())}
+    surplus = {f"s{i}": torch.tensor([[0, 1], [1, i]]).float() for i in range(4000)}
+    assert len(match(module, stored | surplus).problems) == 4000
+    deep = nn.ModuleDict({f"a{i}": nn.ModuleDict({"b": nn.Linear(1, 1, bias=False)}) for i in range(1000)})
+    assert len(match(deep, {f"q{i}.x.y": torch.ones(1, 1) for i in range(20_000)}).problems) == 21_000
+    assert time.process_time() - begin < 6
 
 
 def test_surplus_buffers_are_left_out_only_where_the_model_computes_the_same() -> None:

@@ -102,13 +102,20 @@ def test_bad_models_are_refused(script: Path, spec: str, message: str) -> None:
         ('{"family": "golf", "config": {"dim": -4}}', "dim is -4"),
         ('{"family": "golf", "config": {"heads": 3, "kv_heads": 2}}', "multiple of kv_heads"),
         ('{"family": "golf", "config": {"dim": 20}}', "multiple of 2"),
+        ("[" * 100_000, "not JSON"),
+        ('{"family": "golf", "config": {"dim": 4611686018427387904}}', "golf config {'dim': 46.*; expected the fields"),
+        ('{"family": "golf", "config": {"layers": 1, "dim": 1073741824, "mlp_mult": 1000000000000}}', "golf config"),
+        (json.dumps({"family": "golf", "config": {"w" * 100_000: 1}}), "golf config {'www.*…: .*; expected the fields"),
+        (json.dumps({"family": "w" * 100_000}), "model family 'www.*… is unknown"),
     ],
 )
 def test_bad_cards_are_refused(tmp_path: Path, text: str, message: str) -> None:
     card = tmp_path / "card.json"
     card.write_text(text)
-    with pytest.raises(QuantGolfError, match=message):
+    with pytest.raises(QuantGolfError, match=message) as caught:
         build_model(card)
+    said = str(caught.value).replace(str(card), "")
+    assert "\n" not in said and len(said) < 700 and "C++" not in said and "c10::" not in said
 
 
 def test_all_mismatches_come_at_once(tmp_path: Path, script: Path) -> None:

@@ -55,13 +55,45 @@ def test_one_wrapped_state_dict_is_taken_and_what_is_left_out_is_said(tmp_path: 
         ({}, "holds nothing"),
         ({1: torch.ones(1)}, r"holds 1 \(Tensor\)"),
         ([torch.ones(1)], "holds list"),
-        ({"a": torch.eye(2).to_sparse()}, "a are sparse"),
+        ({"a": torch.ones(2, 2, device="meta")}, "a is on the meta device, without its numbers: save the model once"),
+        ({"a": torch.ones(1).expand(2**20, 2**20)}, r"a of 4,398,046,511,104 bytes is expanded from 4: .*contiguous"),
+        ({"a": torch.arange(3.0).as_strided((2, 2), (1, 1))}, "a of 16 bytes is expanded from 12"),
+        ({"model": {"b": torch.ones(1), "a": torch.eye(2).to_sparse()}}, "pt: a is sparse"),
+        ({"a": torch.eye(2).to_sparse()}, r"a is sparse or quantized: save it with \.to_dense\(\)"),
     ],
 )
 def test_torch_files_that_may_mean_several_things_are_refused(tmp_path: Path, content: object, message: str) -> None:
     torch.save(content, tmp_path / "c.pt")
     with pytest.raises(QuantGolfError, match=message):
         read_stored(tmp_path / "c.pt")
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_everything_that_is_no_plain_tensor_is_named(tmp_path: Path) -> None:
+    nested = torch.nested.nested_tensor([torch.ones(2), torch.ones(3)])
+    odd = {"n": nested, "good": torch.ones(2), "m": torch.ones(2, device="meta"), "e": torch.ones(1).expand(2)}
+    torch.save(odd, tmp_path / "c.pt")
+    with pytest.raises(
+        QuantGolfError, match=r"c\.pt: n is nested: .*\.unbind\(\)\); m is on the meta .*; e of 8 bytes"
+    ):
+        read_stored(tmp_path / "c.pt")
+
+
+def test_views_come_as_what_they_show(tmp_path: Path) -> None:
+    """Parts of a storage, several names of one, and what torch has yet to negate or conjugate."""
+    flat, imaginary = torch.arange(6.0), torch.tensor([1 + 2j])
+    state = {
+        "part": flat[2:4], "turned": flat.view(2, 3).T, "row": flat.view(1, 6).expand(1, 6), "again": flat,
+        "negative": torch._neg_view(flat), "conjugate": imaginary.conj(),
+    }  # fmt: skip
+    torch.save(state, tmp_path / "c.pt")
+    found = read_stored(tmp_path / "c.pt").tensors
+    assert all(torch.equal(found[name], tensor) for name, tensor in state.items())
+    assert found["negative"].numpy().tolist() == [-0.0, -1, -2, -3, -4, -5]
+    assert found["conjugate"].numpy().tolist() == [1 - 2j]
+    write_state(tmp_path / "o.safetensors", found)
+    read = load_file(tmp_path / "o.safetensors")
+    assert all(torch.equal(read[name], tensor) for name, tensor in state.items())
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "text.safetensors", "empty.safetensors", "text.pt", "x.npz"])
@@ -110,6 +142,13 @@ def test_everything_wrong_with_shards_comes_at_once(tmp_path: Path) -> None:
 def test_bad_indexes_are_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(QuantGolfError, match=r"checkpoint .*index\.json: (not readable JSON|no 'weight_map')"):
         read_stored(shards(tmp_path, text))
+
+
+@pytest.mark.parametrize("shard", ["x" * 5000, "x\0y", "\ud800", "..", ""])
+def test_shards_of_names_that_no_file_has_are_missing(tmp_path: Path, shard: str) -> None:
+    with pytest.raises(QuantGolfError, match="is missing") as caught:
+        read_stored(shards(tmp_path, {"w": shard}))
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_folder_stands_for_its_only_checkpoint(tmp_path: Path) -> None:

@@ -41,6 +41,13 @@ def test_what_is_not_understood_is_said_before_a_gpu_is_looked_for(run: Run, arg
     assert status == 2 and said in err
 
 
+def test_lines_are_added_to_no_other_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "diary.txt").write_text("by hand")
+    status, _, err = run("bench", "kernels", "--static", "--out", "diary.txt")
+    assert status == 2 and "expected lines of JSON to add one to" in err
+    assert (tmp_path / "diary.txt").read_text() == "by hand"
+
+
 def test_static_mode_compiles_and_says_that_it_predicts(run: Run, tmp_path: Path) -> None:
     out_path = tmp_path / "static.jsonl"
     asked = ["bench", "kernels", "--static", "--bits", "8", "--shape", "512x256", "--m", "1", "--out", out_path]

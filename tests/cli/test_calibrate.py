@@ -205,7 +205,11 @@ def test_text_the_model_writes_itself(ran: Callable[..., Any], source: list[obje
         (["m.safetensors", "--data", "short.txt", "--context", "isolated"], "expected at least one window of 64"),
         (["m.safetensors", "--data", "none.txt"], "No such file"),
         (["m.safetensors", "--out", "no/such/stats"], "expected a folder to write to"),
-        (["m.safetensors", "--out", "prose.txt", "--overwrite"], "holds no statistics"),
+        (
+            ["m.safetensors", "--out", "prose.txt", "--overwrite"],
+            "--out prose.txt: is read by this command (--data prose",
+        ),
+        (["m.safetensors", "--out", "flat.py", "--overwrite"], "holds no statistics"),
         (["m.safetensors", "--out", "taken"], "exists already"),
         (["m.safetensors", "--out", "taken", "--overwrite"], "holds no statistics"),
         (["m.safetensors", "--memory", "1GB"], "--memory is a limit of --offload"),

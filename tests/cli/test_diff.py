@@ -1,6 +1,7 @@
 """`quantgolf diff` as it is typed: files and checkpoints, what is in one alone, and how far apart the rest is."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,35 @@ def test_names_shapes_dtypes_ties_and_descriptions(diff: Diff, run: Run, tmp_pat
     assert found["same_model"] is False and found["ties"] == [f"tied is w in {a}, and a tensor of its own in {b}"]
     status, out, _ = run("diff", a, b)
     assert status == 1 and "they describe other modules" in out and "2 / 3" in out and "only in B" in out
+
+
+def test_tensors_without_rows(diff: Diff, tmp_path: Path) -> None:
+    empty = [Entry("w", torch.empty(0, 5)), Entry("v", torch.empty(0, 2, 3)), NORM]
+    a, b = file(tmp_path / "a.qg", *empty), file(tmp_path / "b.qg", *empty)
+    status, found = diff(a, b)
+    assert status == 0 and found["verdicts"] == {"equal": 3}
+
+
+def test_a_long_row_is_compared_in_parts(diff: Diff, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: list[int] = []
+
+    def seen(one: Tensor) -> Tensor:
+        parts.append(one.numel())
+        return bits(one)
+
+    bits = sys.modules["quantgolf.runtime.compare"]._bits
+    monkeypatch.setattr("quantgolf.runtime.compare._bits", seen)
+    monkeypatch.setattr(sys.modules["quantgolf.runtime.digest"], "AT_ONCE", 10)
+    values = torch.rand(3, 25)
+    values[1, 24] = values[0, 3] = 0.0
+    other = values.clone()
+    other[1, 24], other[0, 3] = 3.0, 4.0
+    save_file({"w": values, "v": values.flatten().clone()}, tmp_path / "a.safetensors")
+    save_file({"w": other, "v": other.flatten().clone()}, tmp_path / "b.safetensors")
+    status, found = diff(tmp_path / "a.safetensors", tmp_path / "b.safetensors")
+    for row in found["tensors"].values():
+        assert row["max_abs"] == 4 and row["relative_error"] == pytest.approx(5 / float(other.double().norm()))
+    assert status == 1 and max(parts) <= 10 and sum(parts) == 4 * 75
 
 
 def test_infinities_and_nan(diff: Diff, run: Run, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,23 @@ def test_a_stop_that_other_code_turned_into_an_error_is_a_stop(run: Run, monkeyp
     status, _, err = run("inspect", "a.qg")
     assert status == 143
     assert said(err) == ["quantgolf: stopped by SIGTERM; in the middle of it ImportError: something else"]
+
+
+@pytest.mark.parametrize("patience", [5.0, 0.0])
+def test_an_import_is_finished_before_the_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, patience: float
+) -> None:
+    """But not for ever."""
+    (tmp_path / "slow.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\ndone = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(stopping, "LONGEST_IMPORT", patience)
+    done = False
+    with pytest.raises(Interrupt), listening() as heard:
+        heard.running = True
+        done = import_module("slow").done
+        time.sleep(5)
+    assert done == (patience > 0) and heard.last == signal.SIGTERM
+    sys.modules.pop("slow", None)
 
 
 def test_signals_that_were_ignored_stay_so_and_ranks_keep_theirs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,12 +13,13 @@ from torch import nn
 
 from quantgolf.blob import pack, write_blob
 from quantgolf.checkpoint import Checkpoint
-from quantgolf.cli import main
-from quantgolf.cli.inspect import weighted_errors
+from quantgolf.cli import inspect, main
+from quantgolf.cli.inspect import rows_of, weighted_errors
 from quantgolf.encode import Entry, Quantized, encode_codes, encode_model
 from quantgolf.errors import QuantGolfError
 from quantgolf.types import Block, Calibration, CodedModel, Groups, WeightStats, WeightUse
 
+Run = Callable[..., tuple[int, str, str]]
 ORIGINAL = torch.arange(18).reshape(3, 2, 3).float()
 BLOCKS = {"bank.0": Block("bank", 2, 0, 2, transposed=True), "bank.2": Block("bank", 2, 4, 6)}
 
@@ -111,9 +114,60 @@ def test_errors_are_those_of_the_matrices() -> None:
     calibration = Calibration(stats, BLOCKS, (), 1, "sampled")
     source = Checkpoint(nn.Identity(), {"bank": ORIGINAL}, {}, None)
     assert weighted_errors(coded(), source, calibration) == {
-        "bank.0": 0.5 * sum((value - 1) ** 2 for value in range(6)),
-        "bank.2": 0.5 * sum((value - 2) ** 2 for value in range(12, 18)),
+        ("bank", "bank.0"): 0.5 * sum((value - 1) ** 2 for value in range(6)),
+        ("bank", "bank.2"): 0.5 * sum((value - 2) ** 2 for value in range(12, 18)),
     }
     other = Checkpoint(nn.Identity(), {"bank": torch.zeros(3, 3, 3)}, {}, None)
     with pytest.raises(QuantGolfError, match=r"bank \[3, 2, 3\], expected \[3, 3, 3\]"):
         weighted_errors(coded(), other, calibration)
+
+
+def test_no_two_rows_have_one_name(ran: Callable[..., Any], run: Run, tmp_path: Path) -> None:
+    """Blocks that are called as tensors are, whichever comes first; errors are of those that they were measured of."""
+    ones = encode_codes(torch.ones(2, 3, dtype=torch.int8))
+    blocks = tuple(Quantized(Block("w", 2, start, start + 2), torch.ones(2).half(), 3, ones) for start in (0, 2))
+    entries = [
+        Entry("w.0", torch.ones(4)),
+        Entry("w", torch.ones(2, 2, 3), blocks),
+        Entry("w.1", torch.ones(5)),
+        Entry("w.1'", torch.ones(6)),
+    ]
+    coded = encode_model(entries)
+    write_blob(tmp_path / "a.qg", pack(coded, None))
+    rows = ran("inspect", "a.qg")["tensors"]
+    assert {name: (row["parameter"], row["shape"]) for name, row in rows.items()} == {
+        "w.0": ("w.0", [4]),
+        "w.0'": ("w", [2, 3]),
+        "w.1''": ("w", [2, 3]),
+        "w.1": ("w.1", [5]),
+        "w.1'": ("w.1'", [6]),
+    }
+    assert set(rows) <= set(run("inspect", "a.qg")[1].split())
+    found = rows_of(coded, 1000, {("w", "w.0"): 3.0, ("w.1", "w.1"): 4.0})
+    assert {name: row["loss"] for name, row in found.items() if row["loss"]} == {"w.0'": 3.0, "w.1": 4.0}
+
+
+def test_of_very_many_rows_the_first_are_printed(
+    ran: Callable[..., Any], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert inspect.MOST_ROWS == 1000
+    monkeypatch.setattr(inspect, "MOST_ROWS", 3)
+    names = [f"t{i}" for i in range(5)]
+    for count in (3, 5):
+        entries = [Entry(name, torch.ones(2)) for name in names[:count]]
+        write_blob(tmp_path / "a.qg", pack(encode_model(entries), None), overwrite=True)
+        _, out, _ = run("inspect", "a.qg")
+        assert [name for name in names if name in out.split()] == names[:3]
+        assert ("and 2 more rows; --all prints them" in out) == (count == 5) and (" more rows" in out) == (count == 5)
+    assert "more rows" not in run("inspect", "a.qg", "--all")[1] and "t4" in run("inspect", "a.qg", "--all")[1]
+    assert list(ran("inspect", "a.qg")["tensors"]) == names
+
+
+def test_limits_are_read(run: Run, tmp_path: Path) -> None:
+    write_blob(tmp_path / "a.qg", pack(encode_model([Entry("a", torch.ones(1000))]), None))
+    assert run("inspect", "a.qg", "--max-decoded-bytes", 4000)[0] == 0
+    status, _, err = run("inspect", "a.qg", "--max-decoded-bytes", 3999)
+    assert status == 2 and "4,000 decoded bytes, expected at most 3,999" in err
+    for option in (("--all",), ("--max-decoded-bytes", 1)):
+        status, _, err = run("inspect", "demo", "--capture", *option)
+        assert status == 2 and "expected no --reference, --stats, --all or --max-decoded-bytes" in err

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ import pytest
 
 from quantgolf.checkpoint import read_demo
 from quantgolf.cli import frontier_table
-from quantgolf.cli.sweep import checkpoint_name, divided, shard_of
-from quantgolf.errors import QuantGolfError
+from quantgolf.cli.sweep import checkpoint_name, divided, finish, shard_of
+from quantgolf.errors import BudgetError, QuantGolfError
 from quantgolf.sweep import FrontierPoint, Measured, Outcome
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -112,3 +113,19 @@ def test_a_scan_says_what_each_byte_saves() -> None:
     outcome = Outcome((base, raised))
     assert frontier_table.saved(raised, outcome) == pytest.approx(0.002) and frontier_table.saved(base, outcome) is None
     assert frontier_table.fronts(outcome) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("finals", "hint"), [([False], "the same command does"), ([True], "--retry does"), ([False, True], "--retry does")]
+)
+def test_where_nothing_could_be_made_it_says_what_tries_again(finals: list[bool], hint: str, tmp_path: Path) -> None:
+    common = ("m", "f", 9, "gptq", {"bits": "3"}, {"tokens": 9}, "failed", "statistics cannot be read")
+    failed = tuple(FrontierPoint(f"{at}", *common, final=final) for at, final in enumerate(finals))
+    with pytest.raises(QuantGolfError) as caught:
+        finish(Outcome(failed), tmp_path / "r.jsonl", None, None, False, False)
+    line = f"none of {len(finals)} points could be made; the first: statistics cannot be read; {hint} them again"
+    assert str(caught.value) == line and not isinstance(caught.value, BudgetError)
+    short = tuple(replace(point, nearest=9, final=True) for point in failed)
+    with pytest.raises(BudgetError) as missed:  # trying again makes no limit larger
+        finish(Outcome(short), tmp_path / "r.jsonl", None, None, False, False)
+    assert "again" not in str(missed.value) and missed.value.nearest == 9

@@ -97,9 +97,39 @@ def test_another_decoder_has_to_agree(run: Run, file: Path, tmp_path: Path) -> N
 def test_what_would_take_long_is_left_out_unless_asked_for(
     run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantgolf.decoder.check.SECONDS_A_CODE", 100.0)
+    monkeypatch.setattr("quantgolf.decoder.duration.SECONDS_A_BLOCK", 800.0)
     status, out, _ = run("verify", file)
     assert status == 0 and "not asked: it would take 40.0 min; --decoder always asks it" in out
+
+
+def test_what_takes_long_all_the_same_is_stopped_unless_asked_for(
+    run: Run, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float | None] = []
+
+    def stopped(decoder: bytes, paths: list[Path], patience: float | None) -> tuple[list[None], float]:
+        given.append(patience)
+        return [None for _ in paths], 1.0
+
+    monkeypatch.setattr("quantgolf.decoder.check.seen_by", stopped)
+    status, out, _ = run("verify", file)
+    assert status == 0 and f"{file}: sound" in out
+    assert "decoder  stopped: it took more than 3.0 min; --decoder always waits for it" in out
+    status, out, _ = run("verify", file, "--json")
+    (found,) = json.loads(out)["files"]
+    assert found["sound"] and [check["check"] for check in found["checks"]] == ["file", "streams", "values"]
+    run("verify", file, "--decoder", "always")
+    assert given == [180, 180, None]
+
+
+def test_tensors_without_rows_and_numbers_beyond_fp32(run: Run, tmp_path: Path) -> None:
+    entries = [Entry("w", torch.empty(0, 5)), Entry("wide", torch.tensor([1e300, 1.0], dtype=torch.float64))]
+    write_blob(tmp_path / "a.qg", pack(encode_model(entries), None))
+    status, out, _ = run("verify", tmp_path / "a.qg")
+    assert status == 0 and "values   all are finite" in out and "restores the same bits" in out
+    bad = Entry("wide", torch.tensor([torch.inf, 1.0], dtype=torch.float64))
+    write_blob(tmp_path / "b.qg", pack(encode_model([bad]), None))
+    assert "with infinities or NaN: wide" in run("verify", tmp_path / "b.qg", "--decoder", "none")[1]
 
 
 def test_weights_that_are_not_finite_are_told(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

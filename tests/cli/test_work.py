@@ -1,12 +1,15 @@
 """A run that ends before its time leaves what is finished, and typed again it goes on and gives the same bytes."""
 
+import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from quantgolf.atomic import fill
 from quantgolf.checkpoint import read_demo
 from quantgolf.compress.shelf import Shelf
 from quantgolf.sweep.store import Claim
@@ -83,17 +86,85 @@ def test_other_settings_do_not_take_what_is_there(
 def test_a_file_that_cannot_be_written_leaves_all_of_the_work(
     run: Run, ran: Callable[..., Any], typed: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with monkeypatch.context() as broken:
-        broken.setattr("quantgolf.compress.result.fill", full)
+    def broken(beside: Path, data: bytes) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("quantgolf.compress.result.fill", broken)
         status, _, err = run(*typed, "--bits", "*=4", "--out", "a.qg")
     assert status == 2 and not (tmp_path / "a.qg").exists()
-    assert "are kept in a.qg.work for the next try" in err and "room for it" in err
+    assert "are kept in a.qg.work for the next try" in err and "Input/output error" in err
     found = ran(*typed, "--bits", "*=4", "--out", "a.qg")
     assert [note for note in found["notes"] if "run before" in note][1].split()[0] == str(len(found["weights"]))
 
 
-def test_what_the_disk_has_changed_is_solved_again(
+@pytest.mark.parametrize("enough", [True, False])
+def test_a_full_disk_gets_the_room_of_what_was_kept(
+    run: Run, ran: Callable[..., Any], typed: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    enough: bool,
+) -> None:  # fmt: skip
+    def first(beside: Path, data: bytes) -> None:
+        if not enough or any((tmp_path / "a.qg.work" / "solved").glob("*")):
+            full(beside, data)
+        fill(beside, data)
+
+    monkeypatch.setattr("quantgolf.compress.result.fill", first)
+    status, out, err = run(*typed, "--bits", "*=4", "--out", "a.qg")
+    assert not (tmp_path / "a.qg.work" / "solved").exists()
+    if enough:
+        assert status == 0 and "not kept for another run" in out + err
+        assert os.listdir(tmp_path).count("a.qg") == 1 and not (tmp_path / "a.qg.work").exists()
+    else:
+        assert status == 2 and "room for it" in err and "statistics are kept in a.qg.work" in err
+
+
+@pytest.mark.parametrize("what", ["threads", "versions"])
+def test_statistics_of_other_threads_and_versions_are_not_taken(
+    run: Run, ran: Callable[..., Any], typed: list[object], stops: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch, what: str,
+) -> None:  # fmt: skip
+    stops(3)
+    assert run(*typed, "--max-bytes", "18kB", "--out", "a.qg")[0] == 130
+    stops(0)
+    if what == "threads":
+        monkeypatch.setattr("quantgolf.cli.work.torch.get_num_threads", lambda: 77)
+    else:
+        monkeypatch.setattr("quantgolf.cli.work.versions", lambda: ["another"])
+    found = ran(*typed, "--max-bytes", "18kB", "--out", "a.qg")
+    assert not any("statistics are those of a run before" in note for note in found["notes"])
+
+
+def test_a_stop_while_the_folder_is_removed_leaves_none(
+    run: Run, typed: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remove, times = shutil.rmtree, iter([True])
+
+    def stopped(path: Path, *more: Any, **how: Any) -> None:
+        if (Path(path) / "solved").exists() and next(times, False):
+            raise KeyboardInterrupt
+        remove(path, *more, **how)
+
+    monkeypatch.setattr("quantgolf.cli.work.shutil.rmtree", stopped)
+    status, _, err = run(*typed, "--bits", "*=4", "--out", "a.qg")
+    assert status == 130 and err.splitlines()[-1] == "quantgolf: stopped by Ctrl-C"
+    assert (tmp_path / "a.qg").exists()
+    assert not [name for name in os.listdir(tmp_path) if "work" in name or "tmp" in name]
+
+
+def test_without_resuming_nothing_is_kept_and_what_was_is_told_of(
     run: Run, ran: Callable[..., Any], typed: list[object], stops: Callable[[int], None], tmp_path: Path
+) -> None:
+    stops(3)
+    assert run(*typed, "--max-bytes", "18kB", "--out", "a.qg")[0] == 130
+    stops(0)
+    found = ran(*typed, "--max-bytes", "18kB", "--out", "a.qg", "--no-resume", "--offload")
+    assert any("a.qg.work of a run before stays as it is" in note for note in found["notes"])
+    assert (tmp_path / "a.qg.work" / "statistics").exists() and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("index", [True, False])
+def test_what_the_disk_has_changed_is_solved_again(
+    run: Run, ran: Callable[..., Any], typed: list[object], stops: Callable[[int], None], tmp_path: Path, index: bool
 ) -> None:
     stops(4)
     assert run(*typed, "--max-bytes", "18kB", "--out", "a.qg")[0] == 130
@@ -102,7 +173,10 @@ def test_what_the_disk_has_changed_is_solved_again(
         data = bytearray(path.read_bytes())
         data[len(data) // 2] ^= 1
         path.write_bytes(data)
-    (tmp_path / "a.qg.work" / "statistics" / "statistics.json").write_text("{")
+    kept = tmp_path / "a.qg.work" / "statistics"
+    damaged = kept / ("statistics.json" if index else "statistics-00000.safetensors")
+    data = damaged.read_bytes()
+    damaged.write_bytes(data[:-9] + bytes([data[-9] ^ 2]) + data[-8:])
     found = ran(*typed, "--max-bytes", "18kB", "--out", "a.qg")
     assert not any("solved matrices" in note for note in found["notes"])
     assert any("had changed on the disk: solved again" in note for note in found["notes"])

@@ -149,3 +149,14 @@ def test_solvers_say_what_they_solved(
     ))  # fmt: skip
     with pytest.raises(QuantGolfError, match="other weights"):
         read_back(tmp_path / "a.qg", other.expected, other.header)
+
+
+def test_subnormal_weights_are_solved_and_read_alike_where_they_are_flushed() -> None:
+    steps = Exponents(torch.full((6,), -280).short(), torch.full((4,), -280).short(), 0).steps()
+    wanted = solved_digest(LEVELS, steps)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormal numbers")
+    try:
+        assert solved_digest(LEVELS, steps) == wanted
+    finally:
+        torch.set_flush_denormal(False)

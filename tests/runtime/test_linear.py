@@ -14,6 +14,8 @@ from quantgolf.checkpoint.call import device_of
 from quantgolf.errors import QuantGolfError
 from quantgolf.models.golf import Golf
 from quantgolf.runtime import PackedParameter, QuantEmbedding, QuantLinear, load, materialize, memory
+from quantgolf.runtime.place import _twice
+from quantgolf.types import CodedModel, CodedTensor
 
 Make = Callable[..., Path]
 TOKENS = torch.arange(2 * 20).reshape(2, 20) % 90
@@ -76,6 +78,27 @@ def test_ties_made_in_code_alone(made: Make) -> None:
     with torch.no_grad():
         close(packed(TOKENS), dense(TOKENS))
     assert not list(packed.parameters()) and device_of(packed) == torch.device("cpu")
+
+
+class Asked(dict[str, Tensor]):
+    """Counts how often a name is looked for."""
+
+    times = 0
+
+    def __contains__(self, name: object) -> bool:
+        self.times += 1
+        return super().__contains__(name)
+
+
+def test_ties_of_many_tensors_take_no_longer_each() -> None:
+    def entry(name: str, *aliases: str) -> CodedTensor:
+        return CodedTensor(name, (1,), "F32", 0, (), aliases)
+
+    tied = [entry("a", "b", "c"), entry("d", "e"), entry("f", "g")]
+    state = Asked(dict.fromkeys(("b", "d", "e", "w7"), torch.ones(1)))
+    coded = CodedModel((*tied, *(entry(f"w{i}") for i in range(5000))), b"", b"")
+    assert _twice(coded, state) == {"a", "c"}
+    assert state.times < 20
 
 
 def test_subclasses_hooks_and_references_stay(made: Make) -> None:

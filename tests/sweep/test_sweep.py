@@ -16,7 +16,7 @@ import pytest
 from quantgolf.checkpoint import Checkpoint
 from quantgolf.compress import compress
 from quantgolf.compress.pipeline import calibrate
-from quantgolf.data import Corpus, Tokenizer, corpus_from_texts
+from quantgolf.data import Corpus
 from quantgolf.errors import QuantGolfError
 from quantgolf.solve.trellis import Trellis
 from quantgolf.sweep import Effort, Opener, Outcome, Recipe, sweep
@@ -39,13 +39,6 @@ from quantgolf.sweep import Effort, Opener, sweep
 text, judged, axes = pickle.load(open("sweep.pickle", "rb"))
 sweep(Opener("tiny.safetensors", "."), text, judged, axes, "killed.jsonl", tokens=512, length=64, effort=Effort(jobs=1))
 """
-
-
-@pytest.fixture
-def texts(prose: Path, tokenizer: Tokenizer) -> tuple[Corpus, Corpus]:
-    lines = prose.read_text(encoding="utf-8").splitlines()
-    half = len(lines) // 2
-    return tuple(corpus_from_texts(part, tokenizer, max_tokens=600) for part in (lines[:half], lines[half:]))  # type: ignore[return-value]
 
 
 def swept(source: Checkpoint, texts: tuple[Corpus, Corpus], axes: Any, out: Path, **more: Any) -> Outcome:
