@@ -10,11 +10,10 @@ from quantgolf.atomic import refuse_unwritable
 from quantgolf.blob import read_blob
 from quantgolf.checkpoint import write_state
 from quantgolf.cli import apart, inputs, show
-from quantgolf.cli.verify import MaxDecodedOption
-from quantgolf.encode import DTYPES, MAX_DECODED_BYTES
+from quantgolf.cli.verify import MaxDecodedOption, limit_of
+from quantgolf.encode import DTYPES
 from quantgolf.errors import FormatError
 from quantgolf.runtime import restore
-from quantgolf.sizes import parse_size
 from quantgolf.types import CodedModel
 
 
@@ -27,7 +26,7 @@ def decompress_verb(
 ) -> None:
     """Write a compressed file's weights as safetensors, in the checkpoint's names, shapes and dtypes."""
     apart.refuse_same({"--out": out}, {"FILE": file})
-    limit = MAX_DECODED_BYTES if max_decoded_bytes is None else parse_size(max_decoded_bytes)
+    limit = limit_of(max_decoded_bytes)
     refuse_unwritable(out, overwrite)
     _, coded = read_blob(file, limit)
     refuse_larger(coded, file, limit)

@@ -7,8 +7,7 @@ import typer
 
 from quantgolf.checkpoint import Stored
 from quantgolf.cli import inputs, show
-from quantgolf.cli.verify import MaxDecodedOption
-from quantgolf.encode import MAX_DECODED_BYTES
+from quantgolf.cli.verify import MaxDecodedOption, limit_of
 from quantgolf.runtime.compare import (
     Comparison,
     Described,
@@ -20,7 +19,6 @@ from quantgolf.runtime.compare import (
     side_of,
     ties_of,
 )
-from quantgolf.sizes import parse_size
 
 SAME, DIFFERENT = 0, 1
 
@@ -47,7 +45,7 @@ def diff_verb(
     as `decompress` writes it. How values are stored is shown and is no difference. Exit code 0: all is the same; 1:
     something differs; 2: bad input.
     """
-    limit = MAX_DECODED_BYTES if max_decoded_bytes is None else parse_size(max_decoded_bytes)
+    limit = limit_of(max_decoded_bytes)
     one, other = (side(name, model, limit) for name in (a, b))
     rows = []
     with show.bars() as report:

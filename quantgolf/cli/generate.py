@@ -8,6 +8,7 @@ import typer
 
 from quantgolf.cli import inputs, show
 from quantgolf.cli.eval import PackedOption, open_module
+from quantgolf.cli.plain import plain
 from quantgolf.data import Tokenizer
 from quantgolf.data.corpus import bos_of
 from quantgolf.data.huggingface import HuggingFaceTokenizer
@@ -52,7 +53,7 @@ def generate_verb(
     if json:
         show.print_json({"file": file, "prompt": prompt, "text": text, "tokens": written, "seconds": seconds})
     else:
-        print(text)
+        print(plain(text, breaks=True))
 
 
 def text_of(tokenizer: Tokenizer, tokens: list[int]) -> str:

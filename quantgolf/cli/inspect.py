@@ -14,13 +14,12 @@ from quantgolf.cli import inputs, learn, show, spent
 from quantgolf.cli.capture import document_of, print_capture
 from quantgolf.cli.inputs import TextOptions
 from quantgolf.cli.learn import Learning
-from quantgolf.cli.verify import MaxDecodedOption
+from quantgolf.cli.verify import MaxDecodedOption, limit_of
 from quantgolf.compress import look
-from quantgolf.encode import MAX_DECODED_BYTES, block_bytes, matrix_shape, places
+from quantgolf.encode import block_bytes, matrix_shape, places
 from quantgolf.errors import QuantGolfError
 from quantgolf.ranks import Ranks
 from quantgolf.runtime import restore
-from quantgolf.sizes import parse_size
 from quantgolf.sweep.spending import kinds_of
 from quantgolf.types import Calibration, CodedModel
 
@@ -56,7 +55,7 @@ def inspect_verb(
             )
         show_capture(file, model, learning, json)
         return
-    limit = MAX_DECODED_BYTES if max_decoded_bytes is None else parse_size(max_decoded_bytes)
+    limit = limit_of(max_decoded_bytes)
     header, coded = read_blob(file, limit)
     file_bytes = Path(file).stat().st_size
     losses: dict[tuple[str, str], float] = {}

@@ -6,8 +6,8 @@ def plain(text: str, breaks: bool = False) -> str:
 
     Args:
         text: any, lone surrogates included, which no encoding holds.
-        breaks: leave line breaks as they are.
+        breaks: leave line breaks and tabs as they are.
     """
     if text.isprintable():
         return text
-    return "".join(each if each.isprintable() or (breaks and each == "\n") else repr(each)[1:-1] for each in text)
+    return "".join(each if each.isprintable() or (breaks and each in "\n\t") else repr(each)[1:-1] for each in text)

@@ -21,6 +21,11 @@ AUTO, ALWAYS, NONE = "auto", "always", "none"
 AUTO_SECONDS = 60.0
 
 
+def limit_of(max_decoded_bytes: str | None) -> int:
+    """What `MaxDecodedOption` says, in bytes."""
+    return MAX_DECODED_BYTES if max_decoded_bytes is None else parse_size(max_decoded_bytes)
+
+
 def verify_verb(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help="Compressed files.")],
     decoder: Annotated[
@@ -41,7 +46,7 @@ def verify_verb(
     Two readers have to agree on every bit: quantgolf's, and the stand-alone decoder in a process of its own. A file
     that is not sound does not keep the others from being checked. Exit code 0 if all are sound, else 2.
     """
-    limit = MAX_DECODED_BYTES if max_decoded_bytes is None else parse_size(max_decoded_bytes)
+    limit = limit_of(max_decoded_bytes)
     which, code = "the stand-alone decoder", None
     if decoder in (AUTO, ALWAYS):
         code = export_decoder()

@@ -123,7 +123,7 @@ def _check_value(name: str, value: Any, kind: object) -> None:
     else:
         fits, expected = whole and value > 0, "a positive whole number"
     if not fits:
-        raise QuantGolfError(f"golf config: {name} is {value!r}, expected {expected}")
+        raise QuantGolfError(f"golf config: {name} is {value!r:.100}, expected {expected}")
 
 
 def rotary(config: GolfConfig, length: int, device: torch.device) -> tuple[Tensor, Tensor]:

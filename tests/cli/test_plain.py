@@ -21,7 +21,8 @@ def test_all_text_becomes_printable_and_keeps_what_was(text: str) -> None:
     found = plain(text)
     assert found.isprintable() and found.encode().decode() == found
     assert found == "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    assert plain(text, breaks=True) == "\n".join(map(plain, text.split("\n")))
+    lines = (line.split("\t") for line in text.split("\n"))
+    assert plain(text, breaks=True) == "\n".join("\t".join(map(plain, parts)) for parts in lines)
 
 
 def test_what_is_printable_stays() -> None:
