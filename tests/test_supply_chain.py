@@ -28,6 +28,7 @@ ALLOWED = {
     "quantgolf/checkpoint/huggingface.py": {"importlib": "transformers and what it needs, by fixed names"},
     "quantgolf/checkpoint/model.py": {"importlib": "--model script.py:factory, which the option says is executed"},
     "quantgolf/checkpoint/read.py": {"torch.load": "weights_only"},
+    "quantgolf/checkpoint/sources.py": {"importlib": "where modules of the user's script lie; nothing is loaded"},
     "quantgolf/cli/demo.py": {"subprocess": "quantgolf eval in a new process"},
     "quantgolf/decoder/verify.py": {"subprocess": "an exported decoder in a process of its own"},
     "quantgolf/sweep/grid.py": {"yaml": "SafeLoader"},

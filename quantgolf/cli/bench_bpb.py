@@ -71,7 +71,6 @@ def bpb_verb(
     """
     read = {**apart.inputs_of(checkpoint, model, text), "--method": [apart.script_of(each) for each in method]}
     apart.refuse_same({"--out": out}, {**read, "--calibration": calibration})
-    refuse_unlike(out)
     limits: list[int | None] = [None] if not max_bytes else [parse_size(each) for each in max_bytes]
     solvers = [] if ours == "none" else [_solver(each) for each in ours.split(",")]
     methods = [open_method(each) for each in method]
@@ -90,6 +89,7 @@ def bpb_verb(
             )
     if out is not None and (out.is_dir() or not out.resolve().parent.is_dir()):
         raise QuantGolfError(f"output {out}: no such folder, or one itself, expected a file to write to")
+    refuse_unlike(out)
     source = inputs.open_source(checkpoint, model)
     corpus = text.open(checkpoint, tokens, Part.validation)
     yardstick = Yardstick(
