@@ -69,7 +69,7 @@ def bars() -> Iterator[Report]:
 def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str]], words: int = 1) -> Table:
     """A table whose first columns, `words` of them, are text and whose others are numbers; cells are escaped."""
     grid = Table(
-        title=None if title is None else plain(title),
+        title=None if title is None else plain(title, breaks=True),
         title_justify="left",
         header_style="bold",
         box=SIMPLE_HEAD,
@@ -77,7 +77,7 @@ def table(title: str | None, columns: Sequence[str], rows: Sequence[Sequence[str
         padding=(0, 1, 0, 0),
     )
     for index, column in enumerate(columns):
-        grid.add_column(plain(column), justify="left" if index < words else "right", overflow="fold")
+        grid.add_column(plain(column, breaks=True), justify="left" if index < words else "right", overflow="fold")
     for row in rows:
         grid.add_row(*map(plain, row))
     return grid

@@ -50,6 +50,12 @@ def test_console_tables_and_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(out) == {HOSTILE: [HOSTILE]}
 
 
+def test_headings_of_two_lines_are_two_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    show.console(False).print(show.table(None, ("method", "file\nbytes"), [("slope", "1,049,396")]))
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["method", "bytes"] in lines and ["file"] in lines
+
+
 def test_progress(capsys: pytest.CaptureFixture[str]) -> None:
     with show.bars() as report:
         report(f"[red]{HOSTILE[:8]}", 1, 2)
