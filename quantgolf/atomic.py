@@ -31,7 +31,7 @@ def written(path: Path, overwrite: bool = False) -> Iterator[Path]:
         QuantGolfError: the name is taken and `overwrite` is off, the folder cannot be written, or the disk is full.
     """
     refuse_taken(path, overwrite)
-    place = path.resolve()
+    place = place_of(path)
     beside = unfinished(place)
     try:
         with beside.open("xb") as stream, held(beside):
@@ -58,6 +58,11 @@ def fill(beside: Path, data: bytes) -> None:
         os.fsync(stream.fileno())
 
 
+def place_of(path: Path) -> Path:
+    """Where a link leads to; anything else itself, as does a link that leads to itself."""
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
 def refuse_unwritable(path: str | Path, overwrite: bool = False) -> None:
     """Finds out before long work whether a file could be written there.
 
@@ -66,7 +71,7 @@ def refuse_unwritable(path: str | Path, overwrite: bool = False) -> None:
     """
     path = Path(path)
     refuse_taken(path, overwrite)
-    beside = unfinished(path)
+    beside = unfinished(place_of(path))
     try:
         beside.open("xb").close()
     except OSError as error:

@@ -170,3 +170,16 @@ def test_locks_are_of_files_that_can_be_written(tmp_path: Path, monkeypatch: pyt
         os.close(handle)
         fill(beside, b"x")
     assert rests(tmp_path) == ["a"]
+
+
+def test_a_link_is_tried_out_where_it_leads_to(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "no" / "such")
+    with pytest.raises(QuantGolfError, match="expected a folder to write to"):
+        refuse_unwritable(link, overwrite=True)
+    link.unlink()
+    link.symlink_to(link)  # to itself: there is nothing else to write to
+    refuse_unwritable(link, overwrite=True)
+    with written(link, overwrite=True) as beside:
+        fill(beside, b"x")
+    assert link.read_bytes() == b"x" and rests(tmp_path) == ["link"]

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from quantgolf.atomic import fill, flush, held, sweep, unfinished
+from quantgolf.atomic import fill, flush, held, place_of, sweep, unfinished
 from quantgolf.calibrate.stored import (
     DIGESTS,
     INDEX,
@@ -64,7 +64,7 @@ class Writer:
     """
 
     def __init__(self, folder: Path, overwrite: bool = False) -> None:
-        self.folder, self.overwrite = _place(folder), overwrite
+        self.folder, self.overwrite = place_of(folder), overwrite
         refuse_taken(folder, overwrite)
         self.beside, self._holding = unfinished(self.folder), ExitStack()
         try:
@@ -238,7 +238,7 @@ def refuse_taken(folder: Path, overwrite: bool) -> None:
         QuantGolfError: it is taken, and `overwrite` is off or it holds something else than statistics; or it is a link
             that leads nowhere but to itself.
     """
-    if _place(folder).is_symlink():
+    if place_of(folder).is_symlink():
         raise QuantGolfError(f"output {folder}: is a link that leads to itself, expected a folder; choose another name")
     if not folder.exists():
         return
@@ -251,11 +251,6 @@ def refuse_taken(folder: Path, overwrite: bool) -> None:
             f"output {folder}: exists and holds no statistics, expected those of an earlier run to replace; choose "
             "another name"
         )
-
-
-def _place(folder: Path) -> Path:
-    """Where a link leads to; anything else itself."""
-    return Path(os.path.realpath(folder)) if folder.is_symlink() else folder
 
 
 def _flush_folder(folder: Path) -> None:

@@ -27,6 +27,7 @@ from quantgolf.compress.shelf import Shelf, versions
 from quantgolf.data import Corpus
 from quantgolf.errors import QuantGolfError
 from quantgolf.ranks import Ranks
+from quantgolf.sweep.begin import folder_of
 from quantgolf.sweep.store import Claim
 from quantgolf.types import Calibration
 
@@ -57,7 +58,7 @@ class Work:
         self.out, self.keeps, self.written, self.notes = out, keeps, False, list[str]()
         self.shelf: Shelf | None = None
         self._holds, self._gone = ExitStack(), unfinished(out)
-        work = out.with_name(out.name + ".work")
+        work = folder_of(out)
         self.folder = work if keeps else unfinished(out) if alone else out.with_name(f".{out.name}.work{SUFFIX}")
         self.statistics = self.folder / STATISTICS
         if not keeps:
@@ -67,7 +68,11 @@ class Work:
         self._refuse_foreign()
         claim = Claim(self.folder, CLAIM)
         self._holds.callback(claim.drop)
-        if not claim.take():
+        try:
+            taken = claim.take()
+        except QuantGolfError as error:
+            raise QuantGolfError(f"{error}, or pass --no-resume") from error
+        if not taken:
             raise QuantGolfError(f"{self.folder}: another run works on {out}, expected one at a time; wait for its end")
         for half in self.folder.glob(f".*{SUFFIX}"):  # of a run that was killed
             shutil.rmtree(half, ignore_errors=True)

@@ -12,6 +12,9 @@ from types import ModuleType
 
 import pytest
 
+from quantgolf.calibrate.store import write_calibration
+from quantgolf.types import Calibration
+
 HERE = Path(__file__).parent
 
 
@@ -32,6 +35,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test that asks for `twins` runs on every pair there is."""
     if "twins" in metafunc.fixturenames:
         metafunc.parametrize("twins", [pytest.param(make, id=name) for name, make in PAIRS.items()], indirect=True)
+
+
+@pytest.fixture
+def folder(request: pytest.FixtureRequest, tmp_path: Path, calibration: Calibration) -> Path:
+    """Where the statistics lie that a test file has under `calibration`, of its `ORIGIN`."""
+    write_calibration(tmp_path / "stats", calibration, request.module.ORIGIN)
+    return tmp_path / "stats"
 
 
 @pytest.fixture(autouse=True)

@@ -45,12 +45,6 @@ def calibration() -> Calibration:
     return collect(model, batches())
 
 
-@pytest.fixture
-def folder(tmp_path: Path, calibration: Calibration) -> Path:
-    write_calibration(tmp_path / "stats", calibration, ORIGIN)
-    return tmp_path / "stats"
-
-
 def assert_equal(found: Calibration, expected: Calibration) -> None:
     assert replace(found, stats={}) == replace(expected, stats={})
     assert list(found.stats) == list(expected.stats) and len(found.stats) == len(expected.stats)

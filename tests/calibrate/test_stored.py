@@ -40,12 +40,6 @@ def calibration() -> Calibration:
     return Calibration(stats, blocks, tuple(reports), 48, "sampled", frozenset("a"))
 
 
-@pytest.fixture
-def folder(tmp_path: Path, calibration: Calibration) -> Path:
-    write_calibration(tmp_path / "stats", calibration, ORIGIN)
-    return tmp_path / "stats"
-
-
 def assert_equal(found: Calibration, expected: Calibration) -> None:
     assert replace(found, stats={}) == replace(expected, stats={})
     for name in SIZES:

@@ -209,3 +209,15 @@ def test_folders_of_others_and_runs_at_work_are_refused(run: Run, typed: list[ob
     status, _, err = run(*typed, "--max-bytes", "18kB", "--out", "b.qg")
     assert status == 2 and "another run works on b.qg" in err
     claim.drop()
+
+
+def test_without_locks_nothing_is_kept_and_the_line_says_how(
+    run: Run, typed: list[object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unlocked(*_: object) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr("quantgolf.atomic.fcntl.flock", unlocked)
+    status, _, err = run(*typed, "--bits", "*=4", "--out", "a.qg")
+    assert status == 2 and "has no locks" in err and err.rstrip().endswith("or pass --no-resume")
+    assert run(*typed, "--bits", "*=4", "--out", "a.qg", "--no-resume")[0] == 0
